@@ -1,0 +1,66 @@
+# `make help` lists the targets. PYTHON chooses the interpreter that makes the environment;
+# VENV=none uses the packages of PY (default: PYTHON) as they are, and installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+WORKERS ?= 2
+EXTRAS := experiments,test,dev
+
+ifeq ($(VENV),none)
+PY ?= $(PYTHON)
+INSTALLED :=
+else
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow test-gpu bench lint types docs clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "hgrad_jax needs Python 3.11 or newer, but PYTHON=$(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>/dev/null || echo 'not there'):" \
+	    "name another with 'make PYTHON=python3.11 ...'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+run: $(INSTALLED)  ## Tune the digits classifier's hyperparameters by their gradients (ARGS=...)
+	$(PY) -m experiments.tune_digits $(ARGS)
+
+test: $(INSTALLED)  ## Run the tests and the doctests
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+test-slow: $(INSTALLED)  ## Run the tests marked slow
+	$(PY) -m pytest -m slow $(ARGS)
+
+# Without deterministic scatters and reductions a run cannot be reversed bit for bit on a GPU.
+test-gpu: export XLA_FLAGS += --xla_gpu_deterministic_ops=true
+test-gpu: $(INSTALLED)  ## Run the tests marked gpu and a short benchmark, if there is an accelerator
+	@if $(PY) -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")' 2>/dev/null; then \
+	  $(PY) -m pytest -m gpu $(ARGS) && $(PY) -m experiments.bench --quick; \
+	else \
+	  echo "JAX sees no accelerator here: nothing was tested."; \
+	fi
+
+bench: $(INSTALLED)  ## Measure time and memory against rivals (ARGS=...)
+	$(PY) -m experiments.bench $(ARGS)
+
+lint: $(INSTALLED)  ## Check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(INSTALLED)  ## Check types
+	$(PY) -m pyright --pythonpath $(PY)
+
+docs: $(INSTALLED)  ## Write the API's pages to docs/api
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	$(PY) -m pdoc --docformat google --output-directory docs/api hgrad_jax
+
+clean:  ## Remove the environment, caches and outputs
+	rm -rf .venv build dist results docs/api .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
