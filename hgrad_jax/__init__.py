@@ -1,0 +1,1 @@
+"""Hypergradients through training in JAX."""
