@@ -1,0 +1,9 @@
+"""Flax classifiers and their losses."""
+
+from hgrad_jax.models.batch_norm import BatchNorm as BatchNorm
+from hgrad_jax.models.batch_norm import batch_statistics as batch_statistics
+from hgrad_jax.models.classifiers import CNN as CNN
+from hgrad_jax.models.classifiers import MLP as MLP
+from hgrad_jax.models.classifiers import SoftmaxRegression as SoftmaxRegression
+from hgrad_jax.models.losses import cross_entropy as cross_entropy
+from hgrad_jax.models.losses import error_rate as error_rate
