@@ -1,0 +1,1 @@
+"""How a trajectory is differentiated: one method a file."""

@@ -1,0 +1,82 @@
+"""Reverse mode with checkpoints: some states are stored, the others are computed again."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.trajectory import Inputs, Trajectory, float_run_info, float_step, recorded
+from hgrad_jax.types import RunInfo, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointed:
+    """Splits the run into segments, stores the state before each, and recomputes inside (Griewank and Walther 2000).
+
+    With `branching=None` there are two levels, sqrt(T) segments of sqrt(T) steps: memory for sqrt(T) states and for what the
+    backward pass of sqrt(T) steps needs, and one extra run forward. With `branching=k` segments are split in k again and again,
+    down to single steps: memory for k * log_k(T) states and the backward pass of one step, and log_k(T) extra runs
+    forward; `branching=2` uses the least memory. Exact up to rounding, for every transition. Loses to `Reversible()` in memory where
+    that applies, and in time by the runs forward.
+
+    Attributes:
+      branching: None for two levels, or how many parts a segment is split in, at least 2.
+
+    Raises:
+      ValueError: `branching` is below 2.
+    """
+
+    branching: int | None = None
+
+    def __post_init__(self):
+        if self.branching is not None and self.branching < 2:
+            raise ValueError(f"branching is {self.branching}; it must be at least 2, or None for two levels.")
+
+    def levels(self, num_steps: int) -> tuple[int, ...]:
+        """Returns the number of parts at each level, outermost first; their product is at least `num_steps`.
+
+        >>> Checkpointed().levels(10_000)
+        (100, 100)
+        >>> Checkpointed(branching=2).levels(1_000)
+        (2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+        """
+        if self.branching is None:
+            inner = math.isqrt(num_steps - 1) + 1
+            return (-(-num_steps // inner), inner)
+        depth = 1
+        while self.branching**depth < num_steps:
+            depth += 1
+        return (self.branching,) * depth
+
+    def run(self, trajectory: Trajectory, state: State, inputs: Inputs) -> tuple[State, RunInfo, object]:
+        """Returns the last state, the info, and the trace `[T]`."""
+        num_steps = trajectory.num_steps
+        levels = self.levels(num_steps)
+        is_padded = math.prod(levels) > num_steps
+
+        def folded(x):
+            padding = [(0, math.prod(levels) - num_steps)] + [(0, 0)] * (x.ndim - 1)
+            return jnp.pad(x, padding).reshape(levels + x.shape[1:])
+
+        def step(state, t, slices):
+            return float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t)
+
+        def body(state, t_and_slices):
+            t, slices = t_and_slices
+            if is_padded:
+                state = jax.lax.cond(t < num_steps, step, lambda state, t, slices: state, state, t, slices)
+            else:
+                state = step(state, t, slices)
+            return state, recorded(trajectory, state, inputs.data)
+
+        if self.branching is not None:
+            body = jax.checkpoint(body, prevent_cse=False)
+        for _ in levels[1:]:
+            body = jax.checkpoint(functools.partial(jax.lax.scan, body), prevent_cse=False)
+        # The steps beyond T, where the levels hold more, count on and do nothing.
+        t = jnp.arange(math.prod(levels), dtype=jnp.int32).reshape(levels)
+        state, trace = jax.lax.scan(body, state, (t, jax.tree.map(folded, inputs.schedules)))
+        trace = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(levels) :]))[:num_steps], trace)
+        return state, float_run_info(trajectory, state), trace

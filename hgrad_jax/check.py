@@ -1,0 +1,76 @@
+"""`check`: turns the flags of a run into an exception on the host, with cause and remedy."""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
+
+Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled)
+
+
+class HypergradientError(RuntimeError):
+    """A run or its hypergradient is not what it should be; the message says why and what to do."""
+
+
+def check(info: Info) -> Info:
+    """Returns `info` if everything in it is in order, and raises if not. Call it outside `jit`.
+
+    Args:
+      info: a RunInfo, a BackwardInfo, or an Unrolled; under `vmap` with leading axes, all of which are checked.
+
+    Raises:
+      HypergradientError: a flag is raised; the message names the first run concerned if there are several.
+      TypeError: `info` is traced.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
+        raise TypeError("check reads values and cannot run inside jit, grad or vmap; return the info and check it there.")
+    back = info if isinstance(info, BackwardInfo) else None
+    run = info.info if isinstance(info, Unrolled) else info.run if isinstance(info, BackwardInfo) else info
+    when = f"at step {_first(run.damaged_at, run.overflow | run.nonfinite)}"
+    _refuse(
+        run.nonfinite,
+        f"the training became infinite or NaN {when}",
+        "lower the learning rate, or look for the loss that does not stay finite",
+    )
+    _refuse(
+        run.overflow,
+        f"a number left the fixed-point range {when}",
+        "lower the learning rate if training diverges, or give that variable fewer fraction_bits in its Slot",
+    )
+    _refuse(
+        run.decay_out_of_range,
+        "a decay was outside [2**-7, 1]",
+        "keep it inside (a logistic map does), or use Direct() or Checkpointed()",
+    )
+    if back is not None:
+        _refuse(
+            run.store_overflow,
+            "the bit store was too small to run backwards",
+            "pass Reversible(smallest_decay=...) at most the geometric mean of the run's decays",
+        )
+        if back.mismatches is not None:
+            _refuse(
+                np.asarray(back.mismatches) > 0,
+                f"the run backwards did not restore the start: {int(np.max(back.mismatches))} numbers differ",
+                "pass Reversible(share_gradient=False), on a GPU also set XLA_FLAGS=--xla_gpu_deterministic_ops=true, and "
+                "make sure that loss and batch_fn give the same result for the same arguments",
+            )
+        _refuse(
+            ~np.asarray(back.is_finite),
+            "the hypergradient is infinite or NaN although the run is finite",
+            "the run amplifies perturbations beyond the floating-point range: shorten it or lower the learning rate",
+        )
+    return info
+
+
+def _refuse(is_wrong, what: str, remedy: str) -> None:
+    flags = np.asarray(is_wrong)
+    if flags.any():
+        where = f" (run {tuple(int(i) for i in np.argwhere(flags)[0])} of {flags.shape})" if flags.ndim else ""
+        raise HypergradientError(f"{what}{where}; {remedy}.")
+
+
+def _first(steps, flags) -> int:
+    return int(np.asarray(steps)[np.asarray(flags)].min(initial=np.iinfo(np.int32).max))

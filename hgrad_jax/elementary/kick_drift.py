@@ -1,0 +1,220 @@
+"""Update rules as kicks and drifts: the form in which training can be run backwards bit for bit.
+
+One step of such a rule, with positions x (the parameters) and slots s (velocities, second moments):
+
+    kick    s_i' = a_i * s_i + k_i(gradient at x, hparams, t)
+    couple  r_i' = b_i * r_i + c_i(gradient at x, s', hparams, t)        (slots that need other slots, if any)
+    drift   x'   = a_x * x   + f(s', r', hparams, t)
+    trail   y'   = a_y * y   + h(x', hparams, t)                         (averages of the parameters, if any)
+
+Every line adds to a variable something that does not depend on it, so the lines can be undone in reverse order:
+subtract h(x'), then f(s', r'), recompute the gradient at x, subtract c and k, and divide by the decays, which
+`hgrad_jax.exact.decay` does exactly. Plain SGD, RMSProp without momentum and Nesterov's method are not of this form: their
+drift needs the gradient at the previous position, which is what a run backwards does not have yet.
+
+The user writes k, f and the decays in ordinary floating point; `kick_drift` builds both the floating-point step and
+what `Reversible()` needs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.exact.fixed_point import DEFAULT_FRACTION_BITS
+from hgrad_jax.trees import spread
+from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
+
+GradientFn = Callable[[Params, Hparams, Any, Array | None], Params]
+
+PARAMS = "params"
+"""The name under which the positions stand among the variables of a rule."""
+
+
+class Slot(NamedTuple):
+    """How one variable of a rule is kept as fixed point.
+
+    Attributes:
+      fraction_bits: of a 64-bit number; 44 gives a range of +-65,536 and a resolution of 5.7e-14. Second moments need a finer
+        scale, since their square root divides: 52 gives +-256 and 2.2e-16.
+      smallest_decay: for the capacity of the bit store: it holds a run whose decays are, in geometric mean over the steps,
+        at least this, in (0, 1]. `Reversible(smallest_decay=...)` overrides it.
+    """
+
+    fraction_bits: int = DEFAULT_FRACTION_BITS
+    smallest_decay: float = 0.5
+
+
+class KickDrift(NamedTuple):
+    """A rule in kick-and-drift form; what `Transition.exact` holds.
+
+    Attributes:
+      gradient: `gradient(params, hparams, batch, key) -> tree like params`.
+      loss: the loss whose exact gradient that is, else None (an estimator, whose Jacobian need not be symmetric).
+      kick: `kick(gradient, hparams, count) -> {slot: increment}`.
+      couple: `couple(gradient, kicked slots, hparams, count) -> {slot: increment}`.
+      drift: `drift(slots, hparams, count) -> increment of the parameters`.
+      trail: `trail(params, hparams, count) -> {slot: increment}`, from the new parameters.
+      decays: `decays(hparams, count) -> {variable: tree prefix of params}`; a variable that is not named is not decayed.
+      slots: how each variable is kept, the parameters under "params".
+      kicked, coupled, trailing: names of the slots that `kick`, `couple` and `trail` return.
+    """
+
+    gradient: GradientFn
+    loss: Loss | None
+    kick: Callable[[Params, Hparams, Array], dict[str, Params]]
+    couple: Callable[[Params, dict[str, Params], Hparams, Array], dict[str, Params]]
+    drift: Callable[[dict[str, Params], Hparams, Array], Params]
+    trail: Callable[[Params, Hparams, Array], dict[str, Params]]
+    decays: Callable[[Hparams, Array], dict[str, Any]]
+    slots: dict[str, Slot]
+    kicked: tuple[str, ...]
+    coupled: tuple[str, ...] = ()
+    trailing: tuple[str, ...] = ()
+
+    @property
+    def driving(self) -> tuple[str, ...]:
+        """Names of the slots that the drift reads."""
+        return self.kicked + self.coupled
+
+
+class KickDriftState(NamedTuple):
+    """State of a kick-and-drift rule.
+
+    Attributes:
+      params: positions, a pytree of floating-point arrays.
+      slots: one tree like params per slot.
+      count: int32 scalar, steps taken.
+    """
+
+    params: Params
+    slots: dict[str, Params]
+    count: Array
+
+
+def kick_drift(
+    loss: Loss,
+    *,
+    kick: Callable[[Params, Hparams, Array], dict[str, Params]],
+    drift: Callable[[dict[str, Params], Hparams, Array], Params],
+    decays: Callable[[Hparams, Array], dict[str, Any]],
+    slots: Mapping[str, Slot],
+    couple: Callable[[Params, dict[str, Params], Hparams, Array], dict[str, Params]] | None = None,
+    coupled: tuple[str, ...] = (),
+    init: Callable[[Params, Hparams], dict[str, Params]] | None = None,
+    gradient: GradientFn | None = None,
+    params: Slot = Slot(),
+) -> Transition:
+    """Builds a transition that every adjoint can differentiate, `Reversible()` included, from its kicks and its drift.
+
+    Args:
+      loss: `loss(params, hparams, batch, key) -> scalar`.
+      kick: `kick(gradient, hparams, count) -> {slot: increment}`, trees like params; elementwise or not, but of the gradient
+        only.
+      drift: `drift(slots, hparams, count) -> increment`, a tree like params; of the new slots only.
+      decays: `decays(hparams, count) -> {name: decay}` in [2**-7, 1], each a tree prefix of params: a scalar, one per
+        tensor, or one per number. "params" names the positions (decoupled weight decay).
+      slots: `{name: Slot(...)}` for every slot.
+      couple: `couple(gradient, slots, hparams, count) -> {slot: increment}` for the slots named in `coupled`, whose kick needs the
+        other slots just kicked (RMSProp's momentum).
+      coupled: names of those slots.
+      init: `init(params, hparams) -> {slot: start}`; zeros by default.
+      gradient: replaces `jax.grad(loss)`.
+      params: how the positions are kept.
+
+    Returns:
+      A Transition whose state is a KickDriftState.
+
+    Example:
+      Momentum whose velocity is also clipped before it moves the parameters:
+
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.kick_drift(
+      ...     lambda params, hparams, batch, key: jnp.sum(params**2),
+      ...     kick=lambda gradient, hparams, count: {"velocity": -gradient},
+      ...     drift=lambda slots, hparams, count: hparams["rate"] * jnp.clip(slots["velocity"], -1, 1),
+      ...     decays=lambda hparams, count: {"velocity": 0.9},
+      ...     slots={"velocity": hg.Slot()},
+      ... )
+      >>> def end(rate):
+      ...     out = hg.unroll(rule, jnp.ones(2), {"rate": rate}, None, num_steps=3, adjoint=hg.Reversible())
+      ...     return jnp.sum(out.params)
+      >>> print(f"{jax.grad(end)(jnp.float32(0.01)):.4f}")
+      -6.0000
+    """
+    exact = KickDrift(
+        gradient=gradient or gradient_of(loss),
+        loss=loss if gradient is None else None,
+        kick=kick,
+        couple=couple or (lambda gradient, slots, hparams, count: {}),
+        drift=drift,
+        trail=lambda params, hparams, count: {},
+        decays=decays,
+        slots={PARAMS: params, **slots},
+        kicked=tuple(name for name in slots if name not in coupled),
+        coupled=coupled,
+    )
+
+    def start(params, hparams):
+        given = init(params, hparams) if init else {name: jax.tree.map(jnp.zeros_like, params) for name in slots}
+        return KickDriftState(params, given, jnp.int32(0))
+
+    return from_exact(exact, start)
+
+
+def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftState]) -> Transition:
+    """Returns the transition of a rule in kick-and-drift form: its step in ordinary floating point."""
+
+    def step(state, hparams, batch, key):
+        decays = exact.decays(hparams, state.count)
+        gradient = exact.gradient(state.params, hparams, batch, key)
+
+        def advance(name, variable, increment):
+            if name not in decays:
+                return jax.tree.map(jnp.add, variable, increment)
+            return scale_and_add(decays[name], variable, increment, name)
+
+        kicks = exact.kick(gradient, hparams, state.count)
+        slots = {name: advance(name, state.slots[name], kicks[name]) for name in exact.kicked}
+        couples = exact.couple(gradient, slots, hparams, state.count)
+        slots |= {name: advance(name, state.slots[name], couples[name]) for name in exact.coupled}
+        params = advance(PARAMS, state.params, exact.drift(slots, hparams, state.count))
+        trails = exact.trail(params, hparams, state.count)
+        slots |= {name: advance(name, state.slots[name], trails[name]) for name in exact.trailing}
+        return KickDriftState(params, slots, state.count + 1)
+
+    return Transition(init, step, lambda state: state.params, exact)
+
+
+def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Params:
+    """Returns factor * tree + increment in the dtypes of `tree`, the factor being a tree prefix."""
+    full = spread(factor, tree, f"the decay of {name!r}")
+    return jax.tree.map(lambda a, x, y: (a * x + y).astype(x.dtype), full, tree, increment)
+
+
+def gradient_of(loss: Loss) -> GradientFn:
+    """Returns `jax.grad(loss)` with respect to the parameters, after checking that the loss is a float scalar."""
+
+    def gradient(params, hparams, batch, key):
+        return jax.grad(scalar(loss))(params, hparams, batch, key)
+
+    return gradient
+
+
+def scalar(loss: Loss) -> Loss:
+    """Returns the loss, raising when it is traced if it is not a floating-point scalar."""
+
+    def checked(params, hparams, batch, key):
+        value = loss(params, hparams, batch, key)
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"loss returned {dtype} of shape {shape}; it must return one floating-point number: average over the "
+                "batch inside the loss."
+            )
+        return value
+
+    return checked
+
+

@@ -1,0 +1,34 @@
+"""Where an update rule finds its hyperparameters."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hgrad_jax.types import Hparams
+
+Source = Callable[[Hparams], Any] | float
+"""A function of the hyperparameters, or a fixed number."""
+
+
+def field(name: str) -> Callable[[Hparams], Any]:
+    """Returns a function that reads one entry of the hyperparameters: a key of a mapping or an attribute.
+
+    >>> field("momentum")({"momentum": 0.9})
+    0.9
+    """
+
+    def read_field(hparams):
+        if isinstance(hparams, Mapping) and name in hparams:
+            return hparams[name]
+        if not isinstance(hparams, Mapping) and hasattr(hparams, name):
+            return getattr(hparams, name)
+        has = sorted(hparams) if isinstance(hparams, Mapping) else type(hparams).__name__
+        raise ValueError(
+            f"hparams has no {name!r} (it has {has}); put it in, or pass {name}= to the rule: a number, or a function of hparams."
+        )
+
+    return read_field
+
+
+def read(source: Source, hparams: Hparams) -> Any:
+    """Returns the value of a source: a tree prefix of the parameters."""
+    return source(hparams) if callable(source) else source

@@ -1,0 +1,1 @@
+"""Training in integers that can be run backwards bit for bit."""

@@ -1,0 +1,160 @@
+"""The way back: every step undone bit for bit, the cotangents pulled through it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
+from hgrad_jax.exact import bit_store, engine, products
+from hgrad_jax.exact.engine import Exact
+from hgrad_jax.exact.forward import Residuals, StepInputs, batches, poison, step_inputs
+from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
+from hgrad_jax.trees import Layout, layout, ravel, unravel
+from hgrad_jax.types import Array, BackwardInfo
+
+
+def run_backward(
+    trajectory: Trajectory,
+    residuals: Residuals,
+    state_bar: KickDriftState,
+    trace_bar: Any,
+    *,
+    share_gradient: bool,
+    trace_norms: bool,
+) -> tuple[KickDriftState, Inputs, BackwardInfo]:
+    """Undoes all steps.
+
+    Args:
+      trajectory: as on the way forward.
+      residuals: from the way forward.
+      state_bar: cotangent of the last state, like the state.
+      trace_bar: cotangent of the trace `[T]`, or None.
+      share_gradient: see `Reversible`.
+      trace_norms: see `Reversible`.
+
+    Returns:
+      Cotangents of the start and of the inputs (None for what is not differentiable), all NaN unless the start was restored;
+      and the info.
+    """
+    rule, inputs = trajectory.transition.exact, residuals.inputs
+    like = layout(residuals.start.params)
+    stages = engine.stages(rule)
+    where = (inputs.data, inputs.key)
+
+    def step(carry, xs_and_trace_bar):
+        exact, bars, constants_bar = carry
+        xs, trace_bar_t = xs_and_trace_bar
+        xs: StepInputs
+        hparams = hparams_of(trajectory, inputs.constants, xs.slices)
+        spills = xs.spills()
+        hparams_bars = []
+
+        if trajectory.record is not None:
+            state = engine.decode(rule, exact.values, like, xs.t + 1)
+            bars = _add_record_bar(trajectory, state, inputs.data, trace_bar_t, bars, like)
+
+        def retreat(exact, bars, stage, source):
+            updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, like)
+            exact = engine.undo_stage(rule, stage, exact, updates, spills)
+            before = {name: engine.read(rule, exact.values, name) for name in stage.names}
+            pulled = engine.pull_stage(rule, stage, source, hparams, xs.t, like, before, bars, updates[1])
+            source_bar, hparams_bar, bars = pulled
+            hparams_bars.append(hparams_bar)
+            return exact, bars, source_bar
+
+        def tree(name):
+            return engine.read_tree(rule, exact.values, name, like)
+
+        if rule.trailing:
+            exact, bars, params_bar = retreat(exact, bars, stages.trail, tree(PARAMS))
+            bars = _add(bars, {PARAMS: ravel(params_bar, like)})
+
+        # The drift first: it is a function of the slots after the kick, which are what we have.
+        exact, bars, slots_bar = retreat(exact, bars, stages.drift, {name: tree(name) for name in rule.driving})
+        bars = _add(bars, {name: ravel(bar, like) for name, bar in slots_bar.items()})
+
+        slots = {name: tree(name) for name in rule.kicked}
+        product = products.products_at(
+            rule,
+            batches(trajectory),
+            tree(PARAMS),
+            hparams,
+            where,
+            xs.t,
+            like,
+            slots,
+            bars,
+            share_gradient=share_gradient,
+        )
+        hparams_bars.append(product.hparams_bar)
+        if rule.coupled:
+            exact, bars, (_, slots_bar) = retreat(exact, bars, stages.couple, (product.gradient, slots))
+            bars = _add(bars, {name: ravel(bar, like) for name, bar in slots_bar.items()})
+        exact, bars, _ = retreat(exact, bars, stages.kick, product.gradient)
+        bars = _add(bars, {PARAMS: ravel(product.params_bar, like)})
+
+        hparams_bar = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *hparams_bars)
+        leaves = jax.tree.leaves(hparams_bar)
+        schedules_bar = tuple(bar if s else None for bar, s in zip(leaves, trajectory.is_schedule, strict=True))
+        constants_bar = tuple(
+            None if total is None else total + bar for total, bar in zip(constants_bar, leaves, strict=True)
+        )
+        norms = _norms(bars, constants_bar) if trace_norms else None
+        return (exact, bars, constants_bar), (schedules_bar, norms)
+
+    bars = {PARAMS: ravel(state_bar.params, like)}
+    bars |= {name: ravel(state_bar.slots[name], like) for name in rule.slots if name != PARAMS}
+    constants_bar = tuple(None if c is None else jnp.zeros_like(c) for c in inputs.constants)
+    xs = (step_inputs(trajectory, inputs, residuals.offsets), trace_bar)
+    (start, bars, constants_bar), (schedules_bar, norms) = jax.lax.scan(
+        step, (residuals.end, bars, constants_bar), xs, reverse=True
+    )
+
+    mismatches = count_mismatches(start, residuals, trajectory, like)
+    info = residuals.info
+    is_right = ~(info.overflow | info.nonfinite | info.decay_out_of_range | info.store_overflow) & (mismatches == 0)
+    trees = {name: unravel(bar, like) for name, bar in bars.items()}
+    params_bar = trees.pop(PARAMS)
+    floats = poison((params_bar, trees, constants_bar, schedules_bar), is_right)
+    params_bar, slots_bar, constants_bar, schedules_bar = floats
+    backward_info = BackwardInfo(info, mismatches, all_finite(floats), norms)
+    start_bar = KickDriftState(params_bar, slots_bar, None)
+    return start_bar, Inputs(constants_bar, schedules_bar, None, None), backward_info
+
+
+def count_mismatches(start: Exact, residuals: Residuals, trajectory: Trajectory, like: Layout) -> Array:
+    """Returns how many numbers differ in any bit from the encoded start, stores included: int32 scalar."""
+    rule = trajectory.transition.exact
+    expected = engine.encode(rule, residuals.start, like)
+    total = jnp.int32(0)
+    for name, value in start.values.items():
+        is_wrong = (value.high != expected[name].high) | (value.low != expected[name].low)
+        if name in start.stores:
+            integer = start.stores[name].integer
+            fresh = bit_store.create(like.size, 0, integer.low.dtype.type).integer
+            is_wrong |= (integer.high != fresh.high) | (integer.low != fresh.low)
+        total += jnp.sum(is_wrong, dtype=jnp.int32)
+    return total
+
+
+def _add_record_bar(trajectory, state, data, trace_bar, bars, like):
+    """Adds what the trace of this state contributes to its cotangent."""
+
+    def read(params, slots):
+        return recorded(trajectory, KickDriftState(params, slots, state.count), data)
+
+    _, pull = jax.vjp(read, state.params, state.slots)
+    params_bar, slots_bar = pull(trace_bar)
+    more = {PARAMS: ravel(params_bar, like)} | {name: ravel(bar, like) for name, bar in slots_bar.items()}
+    return _add(bars, more)
+
+
+def _add(bars: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
+    return bars | {name: bars[name] + bar for name, bar in more.items()}
+
+
+def _norms(bars: dict[str, Array], constants_bar: tuple) -> dict[str, Array]:
+    norms = {name: jnp.linalg.norm(bar).astype(jnp.float32) for name, bar in bars.items()}
+    squares = [jnp.sum(jnp.square(bar.astype(jnp.float32))) for bar in constants_bar if bar is not None]
+    return norms | {"hparams": jnp.sqrt(sum(squares, jnp.float32(0)))}

@@ -1,0 +1,209 @@
+"""One step of a kick-and-drift rule in exact integers, forward and backward, with its adjoint.
+
+The rule's three stages (kick, drift, trail; see `hgrad_jax.elementary.kick_drift`) all have one shape: *some variables are
+multiplied by a decay and take an increment that depends on other variables*. So there is one function to do a
+stage, one to undo it and one for its adjoint, and the step is their sequence.
+
+All tensors of a variable lie in one vector: the integer arithmetic is then one loop whatever the number of tensors,
+compiled once. The price is one schedule of spills for all tensors, that of the smallest decay.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.elementary.kick_drift import PARAMS, KickDrift, KickDriftState
+from hgrad_jax.exact import bit_store, decay, fixed_point
+from hgrad_jax.exact.bit_store import BitStore
+from hgrad_jax.exact.bitwise import isolate
+from hgrad_jax.exact.fixed_point import Damage
+from hgrad_jax.exact.words import Array, Wide, add, subtract
+from hgrad_jax.trees import Layout, ravel, ravel_spread, unravel
+from hgrad_jax.types import Hparams, Params
+
+
+class Exact(NamedTuple):
+    """The integer state of a rule.
+
+    Attributes:
+      values: fixed-point numbers `[N]` of each variable.
+      stores: bit store of each variable that decays.
+    """
+
+    values: dict[str, Wide]
+    stores: dict[str, BitStore]
+
+
+class Spills(NamedTuple):
+    """Where and whether a store spills at one step: int32 and bool scalars."""
+
+    row: Array
+    is_due: Array
+
+
+class Stage(NamedTuple):
+    """A stage's inputs bound to its function.
+
+    Attributes:
+      increments: `increments(source, hparams, count) -> {name: tree}`.
+      names: the variables it changes.
+    """
+
+    increments: Callable[[Any, Hparams, Array], dict[str, Params]]
+    names: tuple[str, ...]
+
+
+class Stages(NamedTuple):
+    """The stages of a rule, in the order of the way forward."""
+
+    kick: Stage
+    couple: Stage
+    drift: Stage
+    trail: Stage
+
+
+def stages(rule: KickDrift) -> Stages:
+    """Returns the stages of a rule; `couple` and `trail` may change no variable."""
+    return Stages(
+        Stage(rule.kick, rule.kicked),
+        Stage(lambda source, hparams, count: rule.couple(*source, hparams, count), rule.coupled),
+        Stage(lambda slots, hparams, count: {PARAMS: rule.drift(slots, hparams, count)}, (PARAMS,)),
+        Stage(rule.trail, rule.trailing),
+    )
+
+
+def encode(rule: KickDrift, state: KickDriftState, like: Layout) -> dict[str, Wide]:
+    """Returns the variables of a state as fixed point."""
+    trees = {PARAMS: state.params, **state.slots}
+    return {name: fixed_point.encode(ravel(trees[name], like), slot.fraction_bits) for name, slot in rule.slots.items()}
+
+
+def read(rule: KickDrift, values: dict[str, Wide], name: str) -> Array:
+    """Returns one variable as a floating-point vector `[N]`."""
+    return fixed_point.decode(values[name], rule.slots[name].fraction_bits)
+
+
+def read_tree(rule: KickDrift, values: dict[str, Wide], name: str, like: Layout) -> Params:
+    """Returns one variable as a tree like params."""
+    return unravel(read(rule, values, name), like)
+
+
+def decode(rule: KickDrift, values: dict[str, Wide], like: Layout, count: Array) -> KickDriftState:
+    """Returns the floating-point state."""
+    trees = {name: read_tree(rule, values, name, like) for name in rule.slots}
+    params = trees.pop(PARAMS)
+    return KickDriftState(params, trees, count)
+
+
+def decays_of(rule: KickDrift, hparams: Hparams, count: Array, like: Layout) -> dict[str, Array]:
+    """Returns the decays as floating-point numbers: a scalar or `[N]` for each variable that decays."""
+    return {name: ravel_spread(a, like, f"the decay of {name!r}") for name, a in rule.decays(hparams, count).items()}
+
+
+def isolated_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: Array, like: Layout):
+    """Evaluates a stage's increments `[N]` and decay numerators so that both directions get the same bits."""
+    word = fixed_point.word_dtype(like.dtype)
+
+    def evaluate(source, hparams, t):
+        increments = stage.increments(source, hparams, t)
+        decays = decays_of(rule, hparams, t, like)
+        numerators = {name: decay.numerator(decays[name], word) for name in stage.names if name in decays}
+        return {name: ravel(increments[name], like) for name in stage.names}, numerators
+
+    return isolate(evaluate, t)(source, hparams, t)
+
+
+def do_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills]) -> tuple[Exact, Damage]:
+    """Decays and increments a stage's variables."""
+    increments, numerators = updates
+    values, stores = dict(exact.values), dict(exact.stores)
+    damages = []
+    for name in stage.names:
+        value = values[name]
+        if name in numerators:
+            value, stores[name] = decay.scale_step(value, stores[name], numerators[name], *spills[name])
+        values[name] = add(value, fixed_point.encode(increments[name], rule.slots[name].fraction_bits))
+        damages.append(fixed_point.damage(values[name]))
+    overflow = jnp.any(jnp.stack([d.overflow for d in damages]))
+    nonfinite = jnp.any(jnp.stack([d.nonfinite for d in damages]))
+    return Exact(values, stores), Damage(overflow, nonfinite)
+
+
+def undo_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills]) -> Exact:
+    """Inverse of `do_stage`, bit for bit, given the same updates."""
+    increments, numerators = updates
+    values, stores = dict(exact.values), dict(exact.stores)
+    for name in stage.names:
+        value = subtract(values[name], fixed_point.encode(increments[name], rule.slots[name].fraction_bits))
+        if name in numerators:
+            value, stores[name] = decay.unscale_step(value, stores[name], numerators[name], *spills[name])
+        values[name] = value
+    return Exact(values, stores)
+
+
+def pull_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: Array, like: Layout, before, bars, numerators):
+    """Adjoint of a stage: cotangents of its source, of the hyperparameters, and of its variables before it.
+
+    With y' = a y + k(source, hparams): source_bar = (dk/dsource)^T y'_bar, a_bar = y y'_bar with y *before* the stage (Maclaurin
+    et al. 2015, algorithm 2, line 9), y_bar = a y'_bar.
+
+    Args:
+      before: floating-point vectors `[N]` of the stage's variables before it.
+      bars: cotangents `[N]` of the variables after it.
+      numerators: as `isolated_stage` returned them.
+    """
+
+    def evaluate(source, hparams):
+        increments = stage.increments(source, hparams, t)
+        decays = decays_of(rule, hparams, t, like)
+        used = {name: jnp.broadcast_to(decays[name], (like.size,)) for name in numerators}
+        return {name: ravel(increments[name], like) for name in stage.names}, used
+
+    _, pull = jax.vjp(evaluate, source, hparams)
+    increment_bars = {name: bars[name] for name in stage.names}
+    decay_bars = {name: bars[name] * before[name] for name in numerators}
+    source_bar, hparams_bar = pull((increment_bars, decay_bars))
+    bars = dict(bars)
+    for name, n in numerators.items():
+        bars[name] = bars[name] * decay.fraction(n)
+    return source_bar, hparams_bar, bars
+
+
+def gradient_pullback(rule: KickDrift, slots: dict[str, Params], hparams: Hparams, t: Array, like: Layout):
+    """Returns `(gradient, bars) -> gradient_bar`: the adjoint of kick and couple with respect to the gradient alone.
+
+    Args:
+      slots: the kicked slots after the kick.
+    """
+
+    def pull(gradient, bars):
+        def couple(gradient, slots):
+            increments = rule.couple(gradient, slots, hparams, t)
+            return {name: ravel(increments[name], like) for name in rule.coupled}
+
+        def kick(gradient):
+            increments = rule.kick(gradient, hparams, t)
+            return {name: ravel(increments[name], like) for name in rule.kicked}
+
+        direct_bar, slots_bar = jax.vjp(couple, gradient, slots)[1]({name: bars[name] for name in rule.coupled})
+        totals = {name: bars[name] + ravel(slots_bar[name], like) for name in rule.kicked}
+        (kick_bar,) = jax.vjp(kick, gradient)[1](totals)
+        return jax.tree.map(jnp.add, kick_bar, direct_bar)
+
+    return pull
+
+
+def ignores_first(function: Callable, *args) -> bool:
+    """Returns whether no output of `function` depends on its first argument, read off its trace.
+
+    An adjoint that ignores the point it was taken at belongs to a linear (or affine) function.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed = set(map(id, jaxpr.outvars))
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed.update(map(id, equation.invars))
+    first = jaxpr.invars[: len(jax.tree.leaves(args[0]))]
+    return not any(id(variable) in needed for variable in first)

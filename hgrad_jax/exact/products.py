@@ -1,0 +1,123 @@
+"""The gradient of a step on the way back, together with its second-order products, in one pass.
+
+With u the cotangent of the gradient, the adjoint of a step needs the gradient g itself (to undo the kick), the
+Hessian-vector product H u and the mixed product d<u, g>/dhparams. Mixed partial derivatives are symmetric, so
+`jax.jvp` of `grad(loss, (params, hparams))` along (u, 0) returns all three: forward over reverse, about the time of two
+gradients, where reverse over reverse takes more and stores the inner graph (Pearlmutter 1994; MixFlow-MG, Kemaev et al. 2025).
+
+The gradient must come out with the bits it had on the way forward. It is evaluated in the isolated branch of
+`bitwise.isolate` and differentiated through that branch. Whether the compiler keeps its bits there is measured, in every run, by the check of
+the restored start; `Reversible(share_gradient=False)` evaluates it apart, by the very function of the way forward, at the price of one more
+gradient a step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from hgrad_jax.elementary.kick_drift import KickDrift, scalar
+from hgrad_jax.exact.bitwise import isolate
+from hgrad_jax.exact.engine import ignores_first, gradient_pullback
+from hgrad_jax.trees import Layout
+from hgrad_jax.types import Array, Hparams, Params
+
+
+class Products(NamedTuple):
+    """What a backward step needs of the loss.
+
+    Attributes:
+      gradient: tree like params, the bits of the way forward.
+      params_bar: H u, tree like params.
+      hparams_bar: d<u, g>/dhparams, tree like hparams.
+    """
+
+    gradient: Params
+    params_bar: Params
+    hparams_bar: Hparams
+
+
+def gradient_at(rule: KickDrift, batch_and_key, params: Params, hparams: Hparams, where: Any, t: Array) -> Params:
+    """Returns the gradient of step t, isolated; the batch is made inside the isolation too.
+
+    Args:
+      batch_and_key: `(where, t) -> batch, key`.
+      where: data and key, a pytree.
+    """
+
+    def evaluate(params, hparams, where, t):
+        return rule.gradient(params, hparams, *batch_and_key(where, t))
+
+    return isolate(evaluate, t)(params, hparams, where, t)
+
+
+def products_at(
+    rule: KickDrift,
+    batch_and_key,
+    params: Params,
+    hparams: Hparams,
+    where: Any,
+    t: Array,
+    like: Layout,
+    slots: dict[str, Params],
+    bars: dict[str, Array],
+    *,
+    share_gradient: bool,
+) -> Products:
+    """Returns gradient and products of step t, for cotangents `bars` of the slots.
+
+    The fastest of three ways that applies: `jvp` if the kick is linear in the gradient, so that u is known before the gradient is;
+    `linearize` if it is not (Adam squares the gradient); `vjp` if the gradient is a user's estimator, whose Jacobian need not be
+    symmetric, or if the loss contains a `custom_vjp`, which forbids `jvp`.
+    """
+    slots = {name: slots[name] for name in rule.kicked}
+    slot_bars = {name: bars[name] for name in rule.driving}
+    pull_kick = gradient_pullback(rule, slots, hparams, t, like)
+
+    def evaluate(params, hparams):
+        def gradients(params, hparams, where, t):
+            return _gradients(rule, params, hparams, *batch_and_key(where, t))
+
+        return (isolate(gradients, t) if share_gradient else gradients)(params, hparams, where, t)
+
+    gradient = None if share_gradient else gradient_at(rule, batch_and_key, params, hparams, where, t)
+    if not is_twice_forward(rule, batch_and_key, params, hparams, where, t):
+
+        def only_gradient(params, hparams):
+            return gradient_at(rule, batch_and_key, params, hparams, where, t)
+
+        own, pull = jax.vjp(only_gradient, params, hparams)
+        gradient = own if gradient is None else gradient
+        return Products(gradient, *pull(pull_kick(gradient, slot_bars)))
+
+    if ignores_first(pull_kick, params, slot_bars):
+        # The kick's adjoint is the same at any gradient; the parameters have the right shapes.
+        direction = pull_kick(params, slot_bars)
+        (own, _), products = jax.jvp(lambda p: evaluate(p, hparams), (params,), (direction,))
+        return Products(own if gradient is None else gradient, *products)
+
+    (own, _), along = jax.linearize(lambda p: evaluate(p, hparams), params)
+    gradient = own if gradient is None else gradient
+    return Products(gradient, *along(pull_kick(gradient, slot_bars)))
+
+
+def _gradients(rule: KickDrift, params, hparams, batch, key):
+    assert rule.loss is not None
+    return jax.grad(scalar(rule.loss), argnums=(0, 1))(params, hparams, batch, key)
+
+
+def is_twice_forward(rule: KickDrift, batch_and_key, params, hparams, where, t) -> bool:
+    """Returns whether the rule's gradient is that of a loss which `jvp` can differentiate after `grad`."""
+    if rule.loss is None:
+        return False
+
+    def tangent(params, hparams, where, t):
+        return jax.jvp(lambda p: _gradients(rule, p, hparams, *batch_and_key(where, t)), (params,), (params,))
+
+    try:
+        jax.eval_shape(tangent, params, hparams, where, t)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        return False
+    return True
+

@@ -1,0 +1,106 @@
+"""A trajectory's fixed part, and what every adjoint asks of it: this step's batch, keys and hyperparameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.types import Array, Batch, BatchFn, Data, Hparams, RunInfo, State, Transition
+
+BATCH_ROLE, LOSS_ROLE = 0, 1
+
+
+class Trajectory(NamedTuple):
+    """Everything about a run that is not an array.
+
+    Attributes:
+      transition: the elementary update.
+      num_steps: T, a positive int.
+      batch_fn: makes the batch of a step; None hands the data over whole.
+      is_schedule: one bool per leaf of the hyperparameters: whether its leading axis is the step.
+      treedef: structure of the hyperparameters.
+      record: `record(state, data)`, evaluated after each step; None for no trace.
+    """
+
+    transition: Transition
+    num_steps: int
+    batch_fn: BatchFn | None
+    is_schedule: tuple[bool, ...]
+    treedef: Any
+    record: Callable[[State, Data], Any] | None
+
+
+class Inputs(NamedTuple):
+    """The arrays of a run besides its state.
+
+    Attributes:
+      constants: leaves of the hyperparameters that hold for every step, None in place of the others.
+      schedules: leaves with a leading axis of steps `[T, ...]`, None in place of the others.
+      data: what batches are made from.
+      key: PRNG key, or None.
+    """
+
+    constants: tuple[Array | None, ...]
+    schedules: tuple[Array | None, ...]
+    data: Data
+    key: Array | None
+
+
+def inputs(trajectory: Trajectory, hparams: Hparams, data: Data, key: Array | None) -> Inputs:
+    """Sorts the hyperparameters into constants and schedules."""
+    leaves = jax.tree.leaves(hparams)
+    constants = tuple(None if s else leaf for leaf, s in zip(leaves, trajectory.is_schedule, strict=True))
+    schedules = tuple(leaf if s else None for leaf, s in zip(leaves, trajectory.is_schedule, strict=True))
+    return Inputs(constants, schedules, data, key)
+
+
+def hparams_of(trajectory: Trajectory, constants: tuple, slices: tuple) -> Hparams:
+    """Returns the hyperparameters of one step from the constants and the step's slices of the schedules."""
+    leaves = [s if is_s else c for c, s, is_s in zip(constants, slices, trajectory.is_schedule, strict=True)]
+    return jax.tree.unflatten(trajectory.treedef, leaves)
+
+
+def hparams_at(trajectory: Trajectory, hparams: Hparams, t: int) -> Hparams:
+    """Returns the hyperparameters of step t."""
+    leaves = [x[t] if s else x for x, s in zip(jax.tree.leaves(hparams), trajectory.is_schedule, strict=True)]
+    return jax.tree.unflatten(trajectory.treedef, leaves)
+
+
+def batch_and_key(trajectory: Trajectory, data: Data, key: Array | None, t: Array) -> tuple[Batch, Array | None]:
+    """Returns the batch of step t and the key for the loss, both functions of t alone."""
+    keys = (None, None)
+    if key is not None:
+        step_key = jax.random.fold_in(key, t)
+        keys = (jax.random.fold_in(step_key, BATCH_ROLE), jax.random.fold_in(step_key, LOSS_ROLE))
+    batch = data if trajectory.batch_fn is None else trajectory.batch_fn(data, t, keys[0])
+    return batch, keys[1]
+
+
+def float_step(trajectory: Trajectory, state: State, constants, slices, data: Data, key, t: Array) -> State:
+    """Takes step t in ordinary floating point."""
+    batch, loss_key = batch_and_key(trajectory, data, key, t)
+    return trajectory.transition.step(state, hparams_of(trajectory, constants, slices), batch, loss_key)
+
+
+def recorded(trajectory: Trajectory, state: State, data: Data) -> Any:
+    """Returns what the user records of a state; None without `record`."""
+    return None if trajectory.record is None else trajectory.record(state, data)
+
+
+def steps(trajectory: Trajectory) -> Array:
+    """Returns 0, 1, ..., T - 1 as int32 `[T]`."""
+    return jnp.arange(trajectory.num_steps, dtype=jnp.int32)
+
+
+def float_run_info(trajectory: Trajectory, state: State) -> RunInfo:
+    """Returns the info of a run in ordinary floating point: only that its end is finite can be said."""
+    nonfinite = jnp.logical_not(all_finite(state))
+    no = jnp.zeros((), bool)
+    return RunInfo(no, nonfinite, jnp.int32(trajectory.num_steps), no, no, {}, {})
+
+
+def all_finite(tree: Any) -> Array:
+    """Returns whether every floating-point number of a pytree is finite: bool scalar."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.ones((), bool)

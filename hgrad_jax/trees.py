@@ -1,0 +1,103 @@
+"""Pytrees as flat vectors, and values broadcast along a tree prefix."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.types import Array
+
+
+class Layout(NamedTuple):
+    """How a pytree of floating-point arrays lies in one vector.
+
+    Attributes:
+      treedef: its structure.
+      shapes: shape of each leaf.
+      dtypes: dtype of each leaf.
+      dtype: dtype of the vector: float64 if any leaf is, else float32.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+
+def layout(tree: Any) -> Layout:
+    """Returns the layout of a pytree of arrays (or of their shapes and dtypes)."""
+    leaves, treedef = jax.tree.flatten(tree)
+    dtypes = tuple(np.dtype(jnp.result_type(leaf)) for leaf in leaves)
+    dtype = np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+    return Layout(treedef, tuple(jnp.shape(leaf) for leaf in leaves), dtypes, dtype)
+
+
+def ravel(tree: Any, like: Layout) -> Array:
+    """Returns the leaves one after another, `[like.size]` of `like.dtype`."""
+    return jnp.concatenate([jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)])
+
+
+def unravel(vector: Array, like: Layout) -> Any:
+    """Returns the pytree whose leaves lie in `vector`: the inverse of `ravel`."""
+    ends = np.cumsum([int(np.prod(shape)) for shape in like.shapes])
+    parts = jnp.split(vector, ends[:-1])
+    leaves = [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, like.shapes, like.dtypes)]
+    return jax.tree.unflatten(like.treedef, leaves)
+
+
+def spread(prefix: Any, tree: Any, name: str) -> Any:
+    """Returns `prefix` repeated to the structure of `tree`, its leaves unchanged.
+
+    Args:
+      prefix: a tree prefix of `tree`: one value for everything, one per tensor, or one per number, each of a shape that
+        broadcasts to the tensor's.
+      tree: pytree of arrays.
+      name: what the error message calls it.
+
+    Raises:
+      ValueError: `prefix` is no prefix of `tree`, or a shape does not broadcast.
+    """
+    try:
+        full = jax.tree.map(lambda value, sub: jax.tree.map(lambda _: value, sub), prefix, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has the structure {jax.tree.structure(prefix)}, which is not a prefix of the parameters' "
+            f"{jax.tree.structure(tree)}; give one value, or one value per tensor in the same containers."
+        ) from error
+    for value, leaf in zip(jax.tree.leaves(full), jax.tree.leaves(tree), strict=True):
+        shape, target = jnp.shape(value), jnp.shape(leaf)
+        if not _broadcasts(shape, target):
+            raise ValueError(
+                f"{name} has shape {shape} where a parameter has shape {target}; give a scalar, or a shape that "
+                "broadcasts to the parameter's."
+            )
+    return full
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
+def ravel_spread(prefix: Any, like: Layout, name: str) -> Array:
+    """Returns a prefix value for every number of the vector: `[like.size]`, or a scalar if it is one for all."""
+    leaves = jax.tree.leaves(prefix)
+    if len(leaves) == 1 and jnp.ndim(leaves[0]) == 0 and jax.tree.structure(prefix) == jax.tree.structure(0):
+        return jnp.asarray(leaves[0], like.dtype)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(like.shapes, like.dtypes)]
+    template = jax.tree.unflatten(like.treedef, shapes)
+    full = spread(prefix, template, name)
+    return ravel(jax.tree.map(lambda v, s: jnp.broadcast_to(jnp.asarray(v), s.shape), full, template), like)
+
+
+def multiply(prefix: Any, tree: Any, name: str) -> Any:
+    """Returns prefix * tree, the prefix spread over the tree, in the tree's dtypes."""
+    return jax.tree.map(lambda a, x: (a * x).astype(x.dtype), spread(prefix, tree, name), tree)

@@ -1,0 +1,174 @@
+"""`unroll`: trains for T steps, differentiably; `vjp`: the same with its pullback and what happened on the way back."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax import validate
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.adjoints.reversible import Reversible
+from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_at, inputs
+from hgrad_jax.types import BackwardInfo, BatchFn, Data, Hparams, Params, State, Transition, Unrolled
+
+
+class Bars(NamedTuple):
+    """Cotangents of a run's inputs.
+
+    Attributes:
+      params: like the initial parameters.
+      hparams: like the hyperparameters.
+    """
+
+    params: Params
+    hparams: Hparams
+
+
+def unroll(
+    transition: Transition,
+    params: Params,
+    hparams: Hparams,
+    data: Data,
+    *,
+    num_steps: int,
+    key: jax.Array | None = None,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    record: Callable[[State, Data], Any] | None = None,
+    adjoint: Any = Direct(),
+) -> Unrolled:
+    """Trains for `num_steps` steps; differentiable in `params` and `hparams` as `adjoint` says.
+
+    A program of pure JAX: use it under `jit`, `vmap` and `grad`. Called outside `jit` it compiles anew each time.
+
+    Args:
+      transition: the elementary update.
+      params: initial parameters, a pytree of floating-point arrays.
+      hparams: hyperparameters, a pytree of floating-point arrays; the loss, the rule and the initial state may use them.
+      data: pytree of arrays that batches are made from; never differentiated (put what is to be learned into `hparams`).
+      num_steps: T, a positive int.
+      key: PRNG key. Step t uses `fold_in(key, t)` and from it one key for the batch and one for the loss; None hands None to both.
+      batch_fn: `batch_fn(data, t, key) -> batch`, pure; None hands `data` to the loss.
+      hparams_axes: tree prefix of `hparams` in the words of `jax.vmap`: 0 where the leading axis `[T, ...]` is the step, None
+        where a value holds for all steps.
+      record: `record(state, data) -> pytree of float arrays`, evaluated after every step; differentiable.
+      adjoint: how the trajectory is differentiated.
+
+    Returns:
+      The trained parameters, the last state, the info and the trace. Read the info with `check`.
+
+    Raises:
+      ValueError, TypeError: on inputs that do not fit together, before any step is computed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum((params - 3.0) ** 2))
+      >>> def end(rate):
+      ...     hparams = {"learning_rate": rate, "momentum": 0.5}
+      ...     return jnp.sum(hg.unroll(rule, jnp.zeros(2), hparams, None, num_steps=5, adjoint=hg.Reversible()).params)
+      >>> print(f"{jax.grad(end)(jnp.float32(0.1)):.3f}")
+      11.246
+    """
+    trajectory, state, given = _start(
+        transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
+    )
+    state, info, trace = adjoint.run(trajectory, state, given)
+    return Unrolled(transition.params(state), state, jax.lax.stop_gradient(info), trace)
+
+
+def vjp(
+    transition: Transition,
+    params: Params,
+    hparams: Hparams,
+    data: Data,
+    *,
+    num_steps: int,
+    key: jax.Array | None = None,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    record: Callable[[State, Data], Any] | None = None,
+    adjoint: Any = Direct(),
+) -> tuple[Unrolled, Callable[..., tuple[Bars, BackwardInfo]]]:
+    """Trains as `unroll` does, and returns the run with its pullback.
+
+    Args: as `unroll`.
+
+    Returns:
+      The Unrolled, and `pullback(params_bar, trace_bar=None) -> (Bars, BackwardInfo)`, which takes cotangents like
+      `Unrolled.params` and `Unrolled.trace`.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(params**2))
+      >>> hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
+      >>> out, pullback = hg.vjp(rule, jnp.ones(2), hparams, None, num_steps=9, adjoint=hg.Reversible())
+      >>> bars, info = pullback(out.params)
+      >>> bool(hg.check(info).is_restored)
+      True
+    """
+    trajectory, state, given = _start(
+        transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
+    )
+    _, pull_start = jax.vjp(lambda p, h: transition.init(p, hparams_at(trajectory, h, 0)), params, hparams)
+    if hasattr(adjoint, "vjp"):
+        (end, info, trace), pull_run = adjoint.vjp(trajectory, state, given)
+    else:
+        (end, info, trace), pull_run = _pullback_of_run(adjoint, trajectory, state, given)
+    read, pull_params = jax.vjp(transition.params, end)
+    unrolled = Unrolled(read, end, info, trace)
+
+    def pullback(params_bar, trace_bar=None):
+        (end_bar,) = pull_params(params_bar)
+        zeros = jax.tree.map(jnp.zeros_like, trace) if trace_bar is None else trace_bar
+        start_bar, inputs_bar, found = pull_run(end_bar, zeros)
+        start_bar = _with_float0(start_bar, state)
+        params_start, hparams_start = pull_start(start_bar)
+        leaves = [
+            c if s is None else s for c, s in zip(inputs_bar.constants, inputs_bar.schedules, strict=True)
+        ]
+        through_run = jax.tree.unflatten(trajectory.treedef, leaves)
+        bars = Bars(params_start, jax.tree.map(jnp.add, hparams_start, through_run))
+        info_back = found if found is not None else BackwardInfo(info, None, all_finite(bars))
+        return bars, info_back
+
+    return unrolled, pullback
+
+
+def _start(transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint):
+    """Checks everything that can be checked before the first step, and builds its state."""
+    is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
+    trajectory = Trajectory(transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), record)
+    params = validate.floating(params, "params")
+    hparams = validate.floating(hparams, "hparams")
+    validate.adjoint_serves(adjoint, transition)
+    data = validate.not_differentiated(data)
+    state = transition.init(params, hparams_at(trajectory, hparams, 0))
+    given = inputs(trajectory, hparams, data, key)
+    validate.step(trajectory, state, given)
+    if isinstance(adjoint, Reversible):
+        validate.decays_in_range(trajectory, given)
+    return trajectory, state, given
+
+
+def _pullback_of_run(adjoint, trajectory: Trajectory, state: State, given: Inputs):
+    def run(state, constants, schedules):
+        end, info, trace = adjoint.run(trajectory, state, given._replace(constants=constants, schedules=schedules))
+        return (end, trace), info
+
+    (end, trace), pull, info = jax.vjp(run, state, given.constants, given.schedules, has_aux=True)
+
+    def pull_run(end_bar, trace_bar):
+        start_bar, constants_bar, schedules_bar = pull((end_bar, trace_bar))
+        return start_bar, Inputs(constants_bar, schedules_bar, None, None), None
+
+    return (end, info, trace), pull_run
+
+
+def _with_float0(bar: State, state: State) -> State:
+    """Puts JAX's zero cotangent where an adjoint returned None for an integer of the state."""
+    leaves, treedef = jax.tree.flatten(state)
+    bars = treedef.flatten_up_to(bar)
+    filled = [np.zeros(x.shape, jax.dtypes.float0) if b is None else b for b, x in zip(bars, leaves)]
+    return jax.tree.unflatten(treedef, filled)

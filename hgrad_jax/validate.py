@@ -1,0 +1,185 @@
+"""Checks of a run's inputs at trace time: one sentence that names the argument, what it was, and the way out."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.adjoints.reversible import Reversible
+from hgrad_jax.exact.decay import SMALLEST_DECAY
+from hgrad_jax.trajectory import Inputs, Trajectory, float_step, hparams_of, recorded
+from hgrad_jax.types import Array, Data, Hparams, State, Transition
+
+
+def floating(tree: Any, name: str) -> Any:
+    """Returns the tree with Python numbers made arrays, if it holds floating-point numbers only.
+
+    Raises:
+      TypeError: a leaf is not floating point.
+      ValueError: there is no leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves and name == "params":
+        raise ValueError("params is an empty tree; there is nothing to train.")
+    for path, leaf in leaves:
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError as error:
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {leaf!r}, not an array of floats; keep such settings out of {name}.") from error
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = name + jax.tree_util.keystr(path)
+            way_out = "write 1.0 for 1, or pass integers through data" if name == "hparams" else "convert it to float32"
+            raise TypeError(f"{where} has dtype {dtype}, which has no derivative; {way_out}.")
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool, ...]:
+    """Returns for each leaf of the hyperparameters whether it is a schedule.
+
+    Raises:
+      TypeError: `num_steps` is not a Python int.
+      ValueError: `num_steps` is not positive, `hparams_axes` is no prefix or has other values than 0 and None, or a schedule has
+        the wrong length.
+    """
+    if isinstance(num_steps, jax.core.Tracer):
+        raise TypeError("num_steps is traced; it sets the length of a scan: make it a static argument of jit.")
+    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool):
+        raise TypeError(f"num_steps is {num_steps!r}; it must be an int.")
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; a run has at least one step.")
+    try:
+        axes = jax.tree.map(
+            lambda axis, sub: jax.tree.map(lambda _: "constant" if axis is None else axis, sub),
+            hparams_axes,
+            hparams,
+            is_leaf=lambda x: x is None,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"hparams_axes {hparams_axes!r} is not a tree prefix of hparams, whose structure is "
+            f"{jax.tree.structure(hparams)}; give 0 or None for the whole, or in the same containers."
+        ) from error
+    result = []
+    for (path, leaf), axis in zip(
+        jax.tree_util.tree_leaves_with_path(hparams), jax.tree.leaves(axes), strict=True
+    ):
+        where = "hparams" + jax.tree_util.keystr(path)
+        if axis != "constant" and (isinstance(axis, bool) or axis != 0):
+            raise ValueError(f"hparams_axes has {axis!r} for {where}; only 0 (a schedule) and None (a constant) exist.")
+        is_schedule = axis != "constant"
+        shape = jnp.shape(leaf)
+        if is_schedule and (not shape or shape[0] != num_steps):
+            raise ValueError(
+                f"{where} is a schedule of shape {shape}, but num_steps is {num_steps}; its leading axis must be the "
+                "step, or its entry of hparams_axes None."
+            )
+        result.append(is_schedule)
+    return tuple(result)
+
+
+def adjoint_serves(adjoint: Any, transition: Transition) -> None:
+    """Raises if the adjoint cannot differentiate the transition.
+
+    Raises:
+      TypeError: `adjoint` is none, or `transition` is none.
+      ValueError: `Reversible()` with a rule that has no exact map.
+    """
+    if not isinstance(transition, Transition):
+        raise TypeError(f"transition is {transition!r}; build one with hg.momentum(loss), hg.adam(loss), ...")
+    if isinstance(adjoint, type) or not hasattr(adjoint, "run"):
+        raise TypeError(f"adjoint is {adjoint!r}; it must be an object such as Direct() or Reversible().")
+    if isinstance(adjoint, Reversible) and transition.exact is None:
+        raise ValueError(
+            f"adjoint=Reversible() needs an update rule that can be run backwards, and this one cannot: "
+            f"{transition.why_not}; use Checkpointed(), or a rule such as momentum, heavy_ball or adam."
+        )
+
+
+def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
+    """Traces one step, so that whatever the loss, the rule or the batches raise comes before any compute.
+
+    Raises:
+      ValueError: the state changes its structure, a shape or a dtype; `record` returns something other than floats.
+    """
+
+    def first(state, inputs):
+        slices = jax.tree.map(lambda x: x[0], inputs.schedules)
+        after = float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, jnp.int32(0))
+        return after, recorded(trajectory, after, inputs.data)
+
+    after, trace = jax.eval_shape(first, state, inputs)
+    if jax.tree.structure(after) != jax.tree.structure(state):
+        raise ValueError(
+            f"transition.step returned a state of structure {jax.tree.structure(after)}, but transition.init made "
+            f"{jax.tree.structure(state)}; both must be the same."
+        )
+    for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(state), strict=True):
+        if new.shape != jnp.shape(old) or new.dtype != jnp.result_type(old):
+            raise ValueError(
+                f"transition.step changes state{jax.tree_util.keystr(path)} from {jnp.result_type(old)}{jnp.shape(old)} "
+                f"to {new.dtype}{new.shape}; a step must keep shapes and dtypes."
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trace):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"record returned {leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}; the trace is "
+                "differentiable, so it must be floats: convert with astype(float)."
+            )
+
+
+def decays_in_range(trajectory: Trajectory, inputs: Inputs) -> None:
+    """Raises if a decay whose value is known at trace time cannot be run backwards; traced ones are flagged at run time.
+
+    Raises:
+      ValueError: a decay is outside [2**-7, 1].
+    """
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs.constants, inputs.schedules))):
+        return
+    rule = trajectory.transition.exact
+
+    def at_step(t, slices):
+        return rule.decays(hparams_of(trajectory, inputs.constants, slices), t)
+
+    steps = jnp.arange(trajectory.num_steps, dtype=jnp.int32)
+    for name, decays in jax.vmap(at_step)(steps, inputs.schedules).items():
+        for leaf in jax.tree.leaves(decays):
+            is_bad = np.asarray((leaf < SMALLEST_DECAY) | (leaf > 1) | jnp.isnan(leaf))
+            if is_bad.any():
+                value = float(np.asarray(leaf)[is_bad].reshape(-1)[0])
+                raise ValueError(
+                    f"the decay of {name!r} is {value:g}; Reversible() needs decays in [2**-7, 1], which exact "
+                    "multiplication can undo: use Direct() or Checkpointed() for others."
+                )
+
+
+def not_differentiated(data: Data) -> Data:
+    """Returns the data, and raises when something differentiates through it.
+
+    Raises:
+      ValueError: the data are differentiated, in reverse or forward mode.
+    """
+    leaves, treedef = jax.tree.flatten(data)
+    return jax.tree.unflatten(treedef, [_guard(x) if _is_float(x) else x for x in leaves])
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+@jax.custom_jvp
+def _guard(x: Array) -> Array:
+    return x
+
+
+def _guard_jvp(primals, tangents):
+    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+        raise ValueError(
+            "data is being differentiated, but hypergradients are taken of params and hparams only; to learn the data, "
+            "put them into hparams and let the loss read them there."
+        )
+    return primals[0], tangents[0]
+
+
+_guard.defjvp(_guard_jvp, symbolic_zeros=True)
