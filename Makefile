@@ -41,10 +41,11 @@ test-slow: $(INSTALLED)  ## Run the tests marked slow
 # Without deterministic scatters and reductions a run cannot be reversed bit for bit on a GPU.
 test-gpu: export XLA_FLAGS += --xla_gpu_deterministic_ops=true
 test-gpu: $(INSTALLED)  ## Run the tests marked gpu and a short benchmark, if there is an accelerator
-	@if $(PY) -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")' 2>/dev/null; then \
-	  $(PY) -m pytest -m gpu $(ARGS) && $(PY) -m experiments.bench --quick; \
-	else \
+	@backend=$$($(PY) -c 'import jax; print(jax.default_backend())') || exit 1; \
+	if [ "$$backend" = cpu ]; then \
 	  echo "JAX sees no accelerator here: nothing was tested."; \
+	else \
+	  $(PY) -m pytest -m gpu $(ARGS) && $(PY) -m experiments.bench --quick; \
 	fi
 
 bench: $(INSTALLED)  ## Measure time and memory against rivals (ARGS=...)
