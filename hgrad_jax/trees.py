@@ -17,12 +17,15 @@ class Layout(NamedTuple):
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
       dtype: dtype of the vector: float64 if any leaf is, else float32.
+      is_flat: whether `ravel` and `unravel` leave the vector as it is: a view in which elementwise functions of
+        trees work on the vector itself, a tree of one leaf.
     """
 
     treedef: Any
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[np.dtype, ...]
     dtype: np.dtype
+    is_flat: bool = False
 
     @property
     def size(self) -> int:
@@ -40,11 +43,15 @@ def layout(tree: Any) -> Layout:
 
 def ravel(tree: Any, like: Layout) -> Array:
     """Returns the leaves one after another, `[like.size]` of `like.dtype`."""
+    if like.is_flat:
+        return tree
     return jnp.concatenate([jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)])
 
 
 def unravel(vector: Array, like: Layout) -> Any:
     """Returns the pytree whose leaves lie in `vector`: the inverse of `ravel`."""
+    if like.is_flat:
+        return vector
     ends = np.cumsum([int(np.prod(shape)) for shape in like.shapes])
     parts = jnp.split(vector, ends[:-1])
     leaves = [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, like.shapes, like.dtypes)]

@@ -59,6 +59,7 @@ class KickDrift(NamedTuple):
       decays: `decays(hparams, count) -> {variable: tree prefix of params}`; a variable that is not named is not decayed.
       slots: how each variable is kept, the parameters under "params".
       kicked, coupled, trailing: names of the slots that `kick`, `couple` and `trail` return.
+      is_elementwise: whether kick, couple, drift and trail treat each number by itself, but for factors spread over tensors.
     """
 
     gradient: GradientFn
@@ -72,6 +73,7 @@ class KickDrift(NamedTuple):
     kicked: tuple[str, ...]
     coupled: tuple[str, ...] = ()
     trailing: tuple[str, ...] = ()
+    is_elementwise: bool = False
 
     @property
     def driving(self) -> tuple[str, ...]:
@@ -105,6 +107,7 @@ def kick_drift(
     init: Callable[[Params, Hparams], dict[str, Params]] | None = None,
     gradient: GradientFn | None = None,
     params: Slot = Slot(),
+    is_elementwise: bool = False,
 ) -> Transition:
     """Builds a transition that every adjoint can differentiate, `Reversible()` included, from its kicks and its drift.
 
@@ -122,6 +125,9 @@ def kick_drift(
       init: `init(params, hparams) -> {slot: start}`; zeros by default.
       gradient: replaces `jax.grad(loss)`.
       params: how the positions are kept.
+      is_elementwise: a promise that kick, couple and drift treat each number by itself (no norms over a tensor); where
+        all factors are scalars too, `Reversible()` then hands them one long vector instead of many tensors, which is
+        faster.
 
     Returns:
       A Transition whose state is a KickDriftState.
@@ -154,6 +160,7 @@ def kick_drift(
         slots={PARAMS: params, **slots},
         kicked=tuple(name for name in slots if name not in coupled),
         coupled=coupled,
+        is_elementwise=is_elementwise,
     )
 
     def start(params, hparams):

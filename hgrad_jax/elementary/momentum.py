@@ -50,6 +50,7 @@ def momentum(
         decays=lambda hparams, count: {"velocity": read(decay, hparams)},
         slots={"velocity": Slot(smallest_decay=smallest_decay)},
         gradient=gradient,
+        is_elementwise=True,
     )
 
 
@@ -85,4 +86,5 @@ def heavy_ball(
         decays=lambda hparams, count: {"velocity": read(decay, hparams)},
         slots={"velocity": Slot(smallest_decay=smallest_decay)},
         gradient=gradient,
+        is_elementwise=True,
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import bit_store, engine, products
 from hgrad_jax.exact.engine import Exact
-from hgrad_jax.exact.forward import Residuals, StepInputs, batches, poison, step_inputs
+from hgrad_jax.exact.forward import Residuals, StepInputs, batches, first_hparams, poison, step_inputs
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
 from hgrad_jax.trees import Layout, layout, ravel, unravel
 from hgrad_jax.types import Array, BackwardInfo
@@ -40,6 +40,7 @@ def run_backward(
     rule, inputs = trajectory.transition.exact, residuals.inputs
     like = layout(residuals.start.params)
     stages = engine.stages(rule)
+    view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
     where = (inputs.data, inputs.key)
 
     def step(carry, xs_and_trace_bar):
@@ -51,48 +52,50 @@ def run_backward(
         hparams_bars = []
 
         if trajectory.record is not None:
-            state = engine.decode(rule, exact.values, like, xs.t + 1)
+            state = engine.decode_state(rule, exact.values, like, xs.t + 1)
             bars = _add_record_bar(trajectory, state, inputs.data, trace_bar_t, bars, like)
 
         def retreat(exact, bars, stage, source):
-            updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, like)
-            exact = engine.undo_stage(rule, stage, exact, updates, spills)
+            updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, view)
+            exact = engine.undo_stage(rule, stage, exact, updates, spills, xs.t)
             before = {name: engine.read(rule, exact.values, name) for name in stage.names}
-            pulled = engine.pull_stage(rule, stage, source, hparams, xs.t, like, before, bars, updates[1])
+            pulled = engine.pull_stage(rule, stage, source, hparams, xs.t, view, before, bars, updates[1])
             source_bar, hparams_bar, bars = pulled
             hparams_bars.append(hparams_bar)
             return exact, bars, source_bar
 
-        def tree(name):
-            return engine.read_tree(rule, exact.values, name, like)
+        def seen(name):
+            return engine.read_tree(rule, exact.values, name, view)
 
         if rule.trailing:
-            exact, bars, params_bar = retreat(exact, bars, stages.trail, tree(PARAMS))
-            bars = _add(bars, {PARAMS: ravel(params_bar, like)})
+            exact, bars, params_bar = retreat(exact, bars, stages.trail, seen(PARAMS))
+            bars = _add(bars, {PARAMS: ravel(params_bar, view)})
 
         # The drift first: it is a function of the slots after the kick, which are what we have.
-        exact, bars, slots_bar = retreat(exact, bars, stages.drift, {name: tree(name) for name in rule.driving})
-        bars = _add(bars, {name: ravel(bar, like) for name, bar in slots_bar.items()})
+        exact, bars, slots_bar = retreat(exact, bars, stages.drift, {name: seen(name) for name in rule.driving})
+        bars = _add(bars, {name: ravel(bar, view) for name, bar in slots_bar.items()})
 
-        slots = {name: tree(name) for name in rule.kicked}
+        slots = {name: seen(name) for name in rule.kicked}
         product = products.products_at(
             rule,
             batches(trajectory),
-            tree(PARAMS),
+            engine.read_tree(rule, exact.values, PARAMS, like),
             hparams,
             where,
             xs.t,
             like,
+            view,
             slots,
             bars,
             share_gradient=share_gradient,
         )
         hparams_bars.append(product.hparams_bar)
+        gradient = unravel(product.gradient, view)
         if rule.coupled:
-            exact, bars, (_, slots_bar) = retreat(exact, bars, stages.couple, (product.gradient, slots))
-            bars = _add(bars, {name: ravel(bar, like) for name, bar in slots_bar.items()})
-        exact, bars, _ = retreat(exact, bars, stages.kick, product.gradient)
-        bars = _add(bars, {PARAMS: ravel(product.params_bar, like)})
+            exact, bars, (_, slots_bar) = retreat(exact, bars, stages.couple, (gradient, slots))
+            bars = _add(bars, {name: ravel(bar, view) for name, bar in slots_bar.items()})
+        exact, bars, _ = retreat(exact, bars, stages.kick, gradient)
+        bars = _add(bars, {PARAMS: product.params_bar})
 
         hparams_bar = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *hparams_bars)
         leaves = jax.tree.leaves(hparams_bar)

@@ -5,13 +5,13 @@ Every element of a `BitStore` is one large non-negative integer s: `push(digit, 
 costs log2(base) bits and what is popped gives them back, so a digit in base d stored in exchange for one in base
 n < d costs log2(d / n): an arithmetic coder, without its tables.
 
-The integer has 64 bits in fast memory (two words). Before it would overflow, its low byte is *spilled*: written to a row
-of an array `[rows, N]` that only ever grows, one row for all elements together. When to spill depends on the
-bases alone (`spill_schedule`), so it is known before the trajectory starts, is the same for all elements, and needs no
-host. Right after a spill the integer still has 56 bits, of which a base takes 24, so that rounding s // n
-wastes less than 2**-31 of it.
+The integer stays below 2**48 between steps, in two words of fast memory. Before it would pass that, its low byte is
+*spilled*: written to a row of an array `[rows, N]` that only ever grows, one row for all elements together. When to spill
+depends on the bases alone (`spill_schedule`), so it is known before the trajectory starts, is the same for all elements,
+and needs no host. Right after a spill the integer still has 40 bits, of which a base takes 24, so that rounding
+s // n wastes less than 2**-16 of it.
 
-The store starts at a fixed pseudo-random integer of 48 bits and not at zero: the first digits popped are then as good
+The store starts at a fixed pseudo-random integer of 40 bits and not at zero: the first digits popped are then as good
 random numbers for stochastic rounding as the later ones, and a run backwards must end at these very integers, which
 checks the whole store.
 """
@@ -58,7 +58,7 @@ def create(size: int, rows: int, word) -> BitStore:
     mixed = (index ^ (index >> (bits // 2))) * word(0x9E3779B1)
     low = (mixed ^ (mixed >> (bits // 2))) * word(0x85EBCA6B)
     high = (low ^ (low >> (bits // 2))) * word(0xC2B2AE35)
-    high = low_bits(high, bits // 2 - 1) | word(1 << (bits // 2 - 1))
+    high = low_bits(high, bits // 4 - 1) | word(1 << (bits // 4 - 1))
     return BitStore(Wide(high, low), jnp.zeros((rows, size), _row_dtype(word)))
 
 
@@ -70,114 +70,107 @@ def _row_bits(word: Array) -> int:
     return word_bits(word) // 4
 
 
-def pop(integer: Wide, base: Array) -> tuple[Wide, Array]:
-    """Removes the last digit: returns s // base and s mod base. Undone by `push`.
+def quotient(integer: Wide, base: Array) -> Array:
+    """Returns s // base, which fits one word.
 
     Args:
-      integer: s, unsigned words `[N]`.
+      integer: s, unsigned words `[N]`, below 2**(3w / 2).
       base: unsigned words, scalar or `[N]`, `2**(digit_bits - 7) <= base <= 2**digit_bits`.
     """
     half = word_bits(base) // 2
     inverse = reciprocal(base)
-    # The top half word is below every base, so it is the first remainder.
-    high, _ = divide_digit(integer.high >> half, low_bits(integer.high, half), half, base, inverse)
-    rest = integer.high - high * base
-    upper, rest = divide_digit(rest, integer.low >> half, half, base, inverse)
-    lower, rest = divide_digit(rest, low_bits(integer.low, half), half, base, inverse)
-    return Wide(high, (upper << half) | lower), rest
+    # The high word has half a word of bits, below every base: it is the first remainder.
+    upper, rest = divide_digit(integer.high, integer.low >> half, half, base, inverse)
+    lower, _ = divide_digit(rest, low_bits(integer.low, half), half, base, inverse)
+    return (upper << half) | lower
 
 
-def push(integer: Wide, digit: Array, base: Array) -> Wide:
-    """Appends a digit: returns s * base + digit. Undone by `pop`.
+def pop(integer: Wide, base: Array) -> tuple[Array, Array]:
+    """Removes the last digit: returns s // base and s mod base, one word each. Undone by `push`.
+
+    Args: as `quotient`.
+    """
+    rest = quotient(integer, base)
+    return rest, integer.low - rest * base
+
+
+def push(rest: Array, digit: Array, base: Array) -> Wide:
+    """Appends a digit: returns rest * base + digit. Undone by `pop`.
 
     Args:
-      integer: s, unsigned words `[N]`, below 2**(2w) / base.
+      rest: unsigned words `[N]`.
       digit: unsigned words `[N]`, below base.
       base: unsigned words, scalar or `[N]`, at most `2**digit_bits`.
     """
-    low = integer.low * base + digit
-    carry = (low < digit).astype(low.dtype)
-    return Wide(integer.high * base + high_product(integer.low, base) + carry, low)
+    low = rest * base + digit
+    return Wide(high_product(rest, base) + (low < digit).astype(low.dtype), low)
 
 
-def pop_full(integer: Wide) -> tuple[Wide, Array]:
-    """Removes a digit in base d = 2**digit_bits, by shifts: returns s // d and s mod d."""
-    bits = digit_bits(integer.low)
-    rest = word_bits(integer.low) - bits
-    low = (integer.low >> bits) | (integer.high << rest)
-    return Wide(integer.high >> bits, low), low_bits(integer.low, bits)
-
-
-def push_full(integer: Wide, digit: Array) -> Wide:
-    """Appends a digit in base d = 2**digit_bits, by shifts: returns s * d + digit."""
-    bits = digit_bits(integer.low)
-    rest = word_bits(integer.low) - bits
-    return Wide((integer.high << bits) | (integer.low >> rest), (integer.low << bits) | digit)
-
-
-def spill(store: BitStore, row: Array, is_due: Array) -> BitStore:
-    """Moves the low byte of every integer to `rows[row]` if due.
+def push_full(rows: Array, rest: Array, digit: Array, row: Array, is_due: Array) -> BitStore:
+    """Appends a digit in base d = 2**digit_bits, and spills the low byte of the result if due.
 
     The row is written in any case, and counts only if it is due: under `vmap` a conditional write would copy the
     whole store.
 
     Args:
-      store: the store.
+      rows: the spilled rows `[rows, N]`.
+      rest, digit: unsigned words `[N]`, from `pop` and from the multiplication.
       row: int32 scalar, where the next spill goes; clipped to the last row.
       is_due: bool scalar.
     """
-    bits = _row_bits(store.integer.low)
-    byte = low_bits(store.integer.low, bits).astype(store.rows.dtype)
-    rows = jax.lax.dynamic_update_index_in_dim(store.rows, byte, row, 0) if store.rows.shape[0] else store.rows
-    rest = word_bits(store.integer.low) - bits
-    low = (store.integer.low >> bits) | (store.integer.high << rest)
-    integer = Wide(
-        jnp.where(is_due, store.integer.high >> bits, store.integer.high), jnp.where(is_due, low, store.integer.low)
-    )
-    return BitStore(integer, rows)
+    width, bits = word_bits(rest), digit_bits(rest)
+    if rows.shape[0]:
+        byte = low_bits(digit, _row_bits(rest)).astype(rows.dtype)
+        rows = jax.lax.dynamic_update_index_in_dim(rows, byte, row, 0)
+    spilled = _shift(is_due, rest)
+    low = (rest << (bits - spilled)) | (digit >> spilled)
+    return BitStore(Wide(rest >> (width - bits + spilled), low), rows)
 
 
-def unspill(store: BitStore, row: Array, is_due: Array) -> BitStore:
-    """Takes `rows[row]` back into the integers if due: the inverse of `spill`."""
-    if not store.rows.shape[0]:
-        return store
-    bits = _row_bits(store.integer.low)
-    byte = jax.lax.dynamic_index_in_dim(store.rows, row, 0, keepdims=False).astype(store.integer.low.dtype)
-    rest = word_bits(store.integer.low) - bits
-    high = (store.integer.high << bits) | (store.integer.low >> rest)
-    low = (store.integer.low << bits) | byte
-    integer = Wide(jnp.where(is_due, high, store.integer.high), jnp.where(is_due, low, store.integer.low))
-    return store._replace(integer=integer)
+def pop_full(store: BitStore, row: Array, is_due: Array) -> tuple[Array, Array]:
+    """Takes the spilled byte back if due, and removes a digit in base d: the inverse of `push_full`."""
+    width, bits = word_bits(store.integer.low), digit_bits(store.integer.low)
+    high, low = store.integer
+    spilled = _shift(is_due, low)
+    rest = (low >> (bits - spilled)) | (high << (width - bits + spilled))
+    digit = low << spilled
+    if store.rows.shape[0]:
+        byte = jax.lax.dynamic_index_in_dim(store.rows, row, 0, keepdims=False).astype(low.dtype)
+        digit = digit | jnp.where(is_due, byte, low.dtype.type(0))
+    return rest, low_bits(digit, bits)
+
+
+def _shift(is_due: Array, like: Array) -> Array:
+    return jnp.where(is_due, like.dtype.type(_row_bits(like)), like.dtype.type(0))
 
 
 def spill_schedule(growth: Array, word) -> Array:
     """Returns how many rows have been spilled before each step: int32 `[T + 1]`, rising by 0 or 1.
 
-    A bound on log2(s) is followed in integers, so the schedule is a function of the decays alone; the integer before step t
-    plus that step's growth always fits 2w bits.
+    A bound on log2(s) is followed in integers, so the schedule is a function of the decays alone; it stays below 3w / 2 bits.
 
     Args:
       growth: float `[T]`, bits that each step's exchange adds to the fullest element, `0 <= growth <= 7`.
       word: the store's word type.
     """
     bits = jnp.iinfo(word).bits
-    # An upper bound in integer units: the second unit covers s // n, the last the rounding of the logarithm.
-    units = jnp.where(growth > 0, jnp.ceil(growth * (1 + 1e-6) * 2**_UNIT_BITS).astype(jnp.int32) + 2, 0)
+    # An upper bound in integer units. Rounding s // n adds log2(1 + n / s) <= 2**-16 * 1.45 bits, which is 23.2 units.
+    units = jnp.where(growth > 0, jnp.ceil(growth * (1 + 1e-6) * 2**_UNIT_BITS).astype(jnp.int32) + 25, 0)
     whole, fine = units >> _UNIT_BITS, low_bits(units, _UNIT_BITS)
     coarse, fine = fine >> 10, low_bits(fine, 10)
     # Three sums that stay below 2**31 for two million steps.
     carried = jnp.cumsum(coarse) + (jnp.cumsum(fine) >> 10)
     total = jnp.cumsum(whole) + (carried >> (_UNIT_BITS - 10)) + 1
-    start = 3 * bits // 2
     row_bits = bits // 4
-    rows = jnp.maximum(0, -((2 * bits - start - total) // row_bits))
+    # From 5w / 4 bits up to 3w / 2 there is room for one row.
+    rows = jnp.maximum(0, -((row_bits - total) // row_bits))
     return jnp.concatenate([jnp.zeros((1,), jnp.int32), rows.astype(jnp.int32)])
 
 
 def rows_needed(bits: float, word) -> int:
     """Returns the rows that hold `bits` of entropy per element, beyond what the integers take up themselves."""
-    width = jnp.iinfo(word).bits
-    return max(0, int(-((width // 2 - 3 - bits) // (width // 4))))
+    width = jnp.iinfo(word).bits // 4
+    return max(0, int(-((width - 2 - bits) // width)))
 
 
 def bits_held(store: BitStore, rows: Array) -> Array:

@@ -36,3 +36,16 @@ def isolate(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
         return jax.lax.cond(step < 2**30, function, never, *args)
 
     return isolated
+
+
+def once(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
+    """Returns `function` with its results computed once and kept, where XLA would compute them again in every use.
+
+    XLA's CPU backend fuses a shared intermediate into each of its consumers; for long divisions that doubles the time
+    (0.34 ms against 0.18 ms for 44,860 numbers). Other backends fuse several outputs into one loop by themselves.
+    """
+
+    def computed_once(*args):
+        return jax.lax.platform_dependent(*args, cpu=isolate(function, step), default=function)
+
+    return computed_once

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.exact import bit_store
 from hgrad_jax.exact.bit_store import LARGEST_GROWTH, BitStore
+from hgrad_jax.exact.bitwise import once
 from hgrad_jax.exact.words import (
     Array,
     Wide,
@@ -66,52 +67,57 @@ def is_storable(decay: Array) -> Array:
     return jnp.all(jnp.logical_and(decay >= SMALLEST_DECAY, decay <= 1.0))
 
 
-def scale(value: Wide, integer: Wide, n: Array) -> tuple[Wide, Wide]:
-    """Multiplies by n / d: returns the product and the store's integers, log2(d / n) bits longer.
+def scale(
+    value: Wide, store: BitStore, n: Array, row: Array, is_due: Array, t: Array
+) -> tuple[Wide, BitStore]:
+    """Multiplies by n / d: returns the product, and the store log2(d / n) bits longer.
 
     Args:
       value: words `[N]`, two's complement.
-      integer: the store's integers, words `[N]`.
+      store: the bit store.
       n: unsigned words, scalar or `[N]`, from `numerator`.
+      row: int32 scalar, where the store spills next.
+      is_due: bool scalar, whether it does in this step.
+      t: int32 scalar, the scan's counter.
     """
-    integer, digit = bit_store.pop(integer, n)
+    rest = once(bit_store.quotient, t)(store.integer, n)
+    digit = store.integer.low - rest * n
     bits = digit_bits(n)
-    rest = word_bits(n) - bits
+    shift = word_bits(n) - bits
     low = value.low * n + digit
     middle_carry = high_product(value.low, n) + (low < digit).astype(low.dtype)
     middle = value.high * n + middle_carry
     correction = jnp.where(signed(value.high) < 0, n, n.dtype.type(0))
     high = high_product(value.high, n) - correction + (middle < middle_carry).astype(low.dtype)
-    product = Wide((high << rest) | (middle >> bits), (middle << rest) | (low >> bits))
-    return product, bit_store.push_full(integer, low_bits(low, bits))
+    product = Wide((high << shift) | (middle >> bits), (middle << shift) | (low >> bits))
+    return product, bit_store.push_full(store.rows, rest, low_bits(low, bits), row, is_due)
 
 
-def unscale(product: Wide, integer: Wide, n: Array) -> tuple[Wide, Wide]:
+def unscale(
+    product: Wide, store: BitStore, n: Array, row: Array, is_due: Array, t: Array
+) -> tuple[Wide, BitStore]:
     """Divides by n / d: the inverse of `scale`, bit for bit."""
-    integer, digit = bit_store.pop_full(integer)
+    high = once(_quotient_high, t)(product, n)
+    rest, digit = bit_store.pop_full(store, row, is_due)
     bits, half = digit_bits(n), word_bits(n) // 2
-    rest = word_bits(n) - bits
+    inverse = reciprocal(n)
+    # What is left over, by one wrapping product: it is below n, so the word holds it.
+    remainder = ((product.high << bits) | (product.low >> (word_bits(n) - bits))) - high * n
+    word = (product.low << bits) | digit
+    upper, remainder = divide_digit(remainder, word >> half, half, n, inverse)
+    lower, _ = divide_digit(remainder, low_bits(word, half), half, n, inverse)
+    low = (upper << half) | lower
+    integer = bit_store.push(rest, word - low * n, n)
+    return Wide(high, low), store._replace(integer=integer)
+
+
+def _quotient_high(product: Wide, n: Array) -> Array:
+    """Returns the high word of product * d // n."""
+    bits, half = digit_bits(n), word_bits(n) // 2
+    shift = word_bits(n) - bits
     inverse = reciprocal(n)
     top, remainder = divide_signed(product.high, n, inverse)
     upper, remainder = divide_digit(remainder, product.low >> half, half, n, inverse)
-    lower, _ = divide_digit(remainder, low_bits(product.low >> rest, half - rest), half - rest, n, inverse)
-    high = (top << bits) | (upper << (half - rest)) | lower
-    # The remainder so far, by one wrapping product: it is below n, so the word holds it.
-    remainder = ((product.high << bits) | (product.low >> rest)) - high * n
-    word = (product.low << bits) | digit
-    upper, remainder = divide_digit(remainder, word >> half, half, n, inverse)
-    lower, remainder = divide_digit(remainder, low_bits(word, half), half, n, inverse)
-    return Wide(high, (upper << half) | lower), bit_store.push(integer, remainder, n)
-
-
-def scale_step(value: Wide, store: BitStore, n: Array, row: Array, is_due: Array) -> tuple[Wide, BitStore]:
-    """Multiplies by n / d, spilling the store first if its schedule says so."""
-    store = bit_store.spill(store, row, is_due)
-    product, integer = scale(value, store.integer, n)
-    return product, store._replace(integer=integer)
-
-
-def unscale_step(product: Wide, store: BitStore, n: Array, row: Array, is_due: Array) -> tuple[Wide, BitStore]:
-    """Inverse of `scale_step`, bit for bit."""
-    value, integer = unscale(product, store.integer, n)
-    return value, bit_store.unspill(store._replace(integer=integer), row, is_due)
+    middle = low_bits(product.low >> shift, half - shift)
+    lower, _ = divide_digit(remainder, middle, half - shift, n, inverse)
+    return (top << bits) | (upper << (half - shift)) | lower

@@ -18,7 +18,6 @@ from hgrad_jax.elementary.kick_drift import PARAMS, KickDrift, KickDriftState
 from hgrad_jax.exact import bit_store, decay, fixed_point
 from hgrad_jax.exact.bit_store import BitStore
 from hgrad_jax.exact.bitwise import isolate
-from hgrad_jax.exact.fixed_point import Damage
 from hgrad_jax.exact.words import Array, Wide, add, subtract
 from hgrad_jax.trees import Layout, ravel, ravel_spread, unravel
 from hgrad_jax.types import Hparams, Params
@@ -74,6 +73,35 @@ def stages(rule: KickDrift) -> Stages:
     )
 
 
+def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
+    """Returns how the stages see the variables: as one vector where the rule allows it, else as trees.
+
+    Slicing a vector into tensors, only to scale each and join them again, costs more than the scaling.
+    """
+    flat = like._replace(is_flat=True)
+    if not rule.is_elementwise or any(dtype != like.dtype for dtype in like.dtypes):
+        return like
+    vector = jax.ShapeDtypeStruct((like.size,), like.dtype)
+    slots = {name: vector for name in rule.slots if name != PARAMS}
+
+    def every_stage(gradient, slots, params, hparams):
+        count = jnp.int32(0)
+        kicked = {name: slots[name] for name in rule.kicked}
+        driving = {name: slots[name] for name in rule.driving}
+        return (
+            rule.kick(gradient, hparams, count),
+            rule.couple(gradient, kicked, hparams, count),
+            rule.drift(driving, hparams, count),
+            rule.trail(params, hparams, count),
+        )
+
+    try:
+        increments = jax.eval_shape(every_stage, vector, slots, vector, hparams)
+    except ValueError:  # A factor per tensor or per number does not spread over a vector.
+        return like
+    return flat if all(x.shape == vector.shape for x in jax.tree.leaves(increments)) else like
+
+
 def encode(rule: KickDrift, state: KickDriftState, like: Layout) -> dict[str, Wide]:
     """Returns the variables of a state as fixed point."""
     trees = {PARAMS: state.params, **state.slots}
@@ -86,11 +114,11 @@ def read(rule: KickDrift, values: dict[str, Wide], name: str) -> Array:
 
 
 def read_tree(rule: KickDrift, values: dict[str, Wide], name: str, like: Layout) -> Params:
-    """Returns one variable as a tree like params."""
+    """Returns one variable as the layout has it: a tree like params, or a vector."""
     return unravel(read(rule, values, name), like)
 
 
-def decode(rule: KickDrift, values: dict[str, Wide], like: Layout, count: Array) -> KickDriftState:
+def decode_state(rule: KickDrift, values: dict[str, Wide], like: Layout, count: Array) -> KickDriftState:
     """Returns the floating-point state."""
     trees = {name: read_tree(rule, values, name, like) for name in rule.slots}
     params = trees.pop(PARAMS)
@@ -115,30 +143,26 @@ def isolated_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: A
     return isolate(evaluate, t)(source, hparams, t)
 
 
-def do_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills]) -> tuple[Exact, Damage]:
+def do_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array) -> Exact:
     """Decays and increments a stage's variables."""
     increments, numerators = updates
     values, stores = dict(exact.values), dict(exact.stores)
-    damages = []
     for name in stage.names:
         value = values[name]
         if name in numerators:
-            value, stores[name] = decay.scale_step(value, stores[name], numerators[name], *spills[name])
+            value, stores[name] = decay.scale(value, stores[name], numerators[name], *spills[name], t)
         values[name] = add(value, fixed_point.encode(increments[name], rule.slots[name].fraction_bits))
-        damages.append(fixed_point.damage(values[name]))
-    overflow = jnp.any(jnp.stack([d.overflow for d in damages]))
-    nonfinite = jnp.any(jnp.stack([d.nonfinite for d in damages]))
-    return Exact(values, stores), Damage(overflow, nonfinite)
+    return Exact(values, stores)
 
 
-def undo_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills]) -> Exact:
+def undo_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array) -> Exact:
     """Inverse of `do_stage`, bit for bit, given the same updates."""
     increments, numerators = updates
     values, stores = dict(exact.values), dict(exact.stores)
     for name in stage.names:
         value = subtract(values[name], fixed_point.encode(increments[name], rule.slots[name].fraction_bits))
         if name in numerators:
-            value, stores[name] = decay.unscale_step(value, stores[name], numerators[name], *spills[name])
+            value, stores[name] = decay.unscale(value, stores[name], numerators[name], *spills[name], t)
         values[name] = value
     return Exact(values, stores)
 

@@ -1,13 +1,14 @@
 """Fixed point: real numbers as two-word integers, so that adding an increment can be undone exactly.
 
 A number x is stored as the integer x * 2**fraction_bits. With 64 bits and the default 44 fraction bits the range
-is +-2**16 (65,536) and the resolution 5.7e-14, wide enough for weights, velocities and averages of any
-sane training run, so that nobody has to choose. Floating-point training under `Reversible()` is replaced by this;
-float32's own resolution at 1.0 is 6e-8. Under float64 the words double: 128 bits, 88 of them fraction.
+is +-2**16 (65,536) and the resolution 5.7e-14, wide enough for weights, velocities and averages of any sane training run,
+so that nobody has to choose; float32's own resolution at 1.0 is 6e-8. Under float64 the words double: 128 bits, 88 of them
+fraction.
 
-Integers only ever change by `+ increment` and by the exact decay, so there is one place where a number can be
-lost: leaving the range. `encode` therefore maps what is too large, infinite or NaN to values so large that the sum
-with anything in range is recognisable, and `damage` reads that off the integers, with one integer reduction.
+Integers only ever change by `+ increment` and by the exact decay, so there is one place where a number can be lost:
+leaving the range. `encode` maps what is too large or infinite, and NaN, to two marks so large that a sum of either with
+anything in range is recognisable; `decode` turns them into infinity and NaN, so that damage travels on to the positions
+as it would in floating point; and `damage` finds it there with one integer reduction.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.exact.words import Array, Wide, float_dtype, negate, signed, word_bits
+from hgrad_jax.exact.words import Array, Wide, float_dtype, signed, word_bits
 
 DEFAULT_FRACTION_BITS = 44
 """Fraction bits of a 64-bit number; a 128-bit number has twice as many."""
@@ -55,7 +56,7 @@ def largest(fraction_bits: int = DEFAULT_FRACTION_BITS, dtype=jnp.float32) -> fl
 
 
 def encode(x: Array, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Wide:
-    """Returns x as fixed point, rounded towards zero; exact where x is a multiple of 2**-fraction_bits.
+    """Returns x as fixed point, within a unit of the last place or x's own rounding at 2**(w - fraction_bits - 25).
 
     Args:
       x: float32 or float64 `[*shape]`.
@@ -66,43 +67,39 @@ def encode(x: Array, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Wide:
     """
     word = word_dtype(x.dtype)
     bits = jnp.iinfo(word).bits
+    integer = jnp.int32 if bits == 32 else jnp.int64
     unit = high_fraction_bits(jnp.zeros((), word), fraction_bits)
-    # Every operation on the magnitude is exact: scaling by powers of two, floor, and the difference to it.
-    magnitude = jnp.abs(x) * x.dtype.type(2.0**-unit)
-    in_range = magnitude < x.dtype.type(2.0 ** (bits - 4))
-    safe = jnp.where(in_range, magnitude, 0)
-    whole = jnp.floor(safe)
-    low = ((safe - whole) * x.dtype.type(2.0**bits)).astype(word)
+    # Scaling by powers of two and the difference to the nearest integer are exact, so no compiler can alter them.
+    scaled = x * x.dtype.type(2.0**-unit)
+    whole = jnp.round(scaled)
+    low = ((scaled - whole) * x.dtype.type(2.0**bits)).astype(integer)
+    high = whole.astype(integer) + (low >> (bits - 1))
     # In units of 2**(bits - 4): numbers below 1, so sums with a mark end in 3..5 or in 5..7, never past 8.
-    mark = jnp.where(jnp.isfinite(x), word(4 << (bits - 4)), word(6 << (bits - 4)))
-    high = jnp.where(in_range, whole.astype(word), mark)
-    value = Wide(high, low)
-    negative = negate(value)
-    is_negative = jnp.logical_and(x < 0, in_range)
-    return Wide(jnp.where(is_negative, negative.high, high), jnp.where(is_negative, negative.low, low))
+    mark = jnp.where(jnp.isnan(x), integer(6 << (bits - 4)), integer(4 << (bits - 4)))
+    high = jnp.where(jnp.abs(scaled) < x.dtype.type(2.0 ** (bits - 4)), high, mark)
+    return Wide(jax.lax.bitcast_convert_type(high, word), jax.lax.bitcast_convert_type(low, word))
 
 
 def decode(value: Wide, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Array:
     """Returns fixed-point numbers as float32 (32-bit words) or float64 (64-bit words), correct to an ulp.
 
     Deterministic whatever it is compiled with: the only operation that rounds beyond the two conversions is one
-    addition whose operands are exact.
+    addition whose operands are exact. Numbers out of range come out infinite, or NaN where a NaN went in.
 
     >>> import jax.numpy as jnp
     >>> float(decode(encode(jnp.float32(-0.75))))
     -0.75
     """
     dtype = float_dtype(value.high).type
+    bits = word_bits(value.low)
     unit = high_fraction_bits(value.high, fraction_bits)
-    is_negative = signed(value.high) < 0
-    # The magnitude first: a small negative number has a high word of -1 and would cancel.
-    opposite = negate(value)
-    high = jnp.where(is_negative, opposite.high, value.high)
-    low = jnp.where(is_negative, opposite.low, value.low)
-    magnitude = signed(high).astype(dtype) * dtype(2.0**unit) + low.astype(dtype) * dtype(
-        2.0 ** (unit - word_bits(low))
-    )
-    return jnp.where(is_negative, -magnitude, magnitude)
+    # The low word is read as signed and the high word rounded to match: small negative numbers do not cancel.
+    low = signed(value.low)
+    high = signed(value.high) - (low >> (bits - 1))
+    x = high.astype(dtype) * dtype(2.0**unit) + low.astype(dtype) * dtype(2.0 ** (unit - bits))
+    magnitude = jnp.abs(high)
+    lost = jnp.where(magnitude < magnitude.dtype.type(5 << (bits - 4)), dtype(jnp.inf), dtype(jnp.nan))
+    return jnp.where(magnitude < magnitude.dtype.type(1 << (bits - 4)), x, lost)
 
 
 def damage(value: Wide) -> Damage:
@@ -112,8 +109,9 @@ def damage(value: Wide) -> Damage:
       value: words `[*shape]` just after an addition, never empty.
     """
     bits = word_bits(value.high)
-    magnitude = jax.lax.bitcast_convert_type(jnp.abs(signed(value.high)), value.high.dtype)
-    worst = jnp.max(magnitude)
-    word = value.high.dtype.type
-    nonfinite = worst >= word(5 << (bits - 4))
-    return Damage(jnp.logical_and(worst >= word(1 << (bits - 4)), ~nonfinite), nonfinite)
+    magnitude = jnp.abs(signed(value.high))
+    unit = magnitude.dtype.type(1 << (word_bits(value.high) - 4))
+    is_damaged = jnp.any(magnitude >= unit)
+    # The second reduction only when it is needed (under `vmap`, always).
+    nonfinite = jax.lax.cond(is_damaged, lambda m: jnp.any(m >= 5 * unit), lambda m: jnp.zeros((), bool), magnitude)
+    return Damage(is_damaged & ~nonfinite, nonfinite)

@@ -10,7 +10,7 @@ from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import bit_store, decay, engine, fixed_point, products
 from hgrad_jax.exact.engine import Exact, Spills
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, batch_and_key, hparams_of, recorded, steps
-from hgrad_jax.trees import Layout, layout
+from hgrad_jax.trees import Layout, layout, unravel
 from hgrad_jax.types import Array, RunInfo
 
 
@@ -92,6 +92,11 @@ def step_inputs(trajectory: Trajectory, inputs: Inputs, offsets: dict[str, Array
     return StepInputs(steps(trajectory), inputs.schedules, before, after)
 
 
+def first_hparams(trajectory: Trajectory, inputs: Inputs) -> Any:
+    """Returns the hyperparameters of step 0."""
+    return hparams_of(trajectory, inputs.constants, jax.tree.map(lambda x: x[0], inputs.schedules))
+
+
 def batches(trajectory: Trajectory) -> Callable[[Any, Array], tuple[Any, Array | None]]:
     """Returns `((data, key), t) -> batch, loss key`."""
     return lambda where, t: batch_and_key(trajectory, *where, t)
@@ -126,37 +131,39 @@ def run_forward(
     offsets = {name: bit_store.spill_schedule(growth, word) for name, growth in decays.growth.items()}
     stores = {name: bit_store.create(like.size, rows(name), word) for name in offsets}
     stages = engine.stages(rule)
+    view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
     no = jnp.zeros((), bool)
 
     def step(carry, xs: StepInputs):
         exact, (overflow, nonfinite, damaged_at) = carry
         hparams = hparams_of(trajectory, inputs.constants, xs.slices)
         where = (inputs.data, inputs.key)
-        damages = []
 
         def advance(exact, stage, source):
-            updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, like)
-            exact, damage = engine.do_stage(rule, stage, exact, updates, xs.spills())
-            damages.append(damage)
-            return exact
+            updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, view)
+            return engine.do_stage(rule, stage, exact, updates, xs.spills(), xs.t)
 
-        def tree(name):
-            return engine.read_tree(rule, exact.values, name, like)
+        def seen(name):
+            return engine.read_tree(rule, exact.values, name, view)
 
-        gradient = products.gradient_at(rule, batches(trajectory), tree(PARAMS), hparams, where, xs.t)
+        params = engine.read_tree(rule, exact.values, PARAMS, like)
+        gradient = products.gradient_at(rule, batches(trajectory), params, hparams, where, xs.t, like)
+        gradient = unravel(gradient, view)
         exact = advance(exact, stages.kick, gradient)
         if rule.coupled:
-            exact = advance(exact, stages.couple, (gradient, {name: tree(name) for name in rule.kicked}))
-        exact = advance(exact, stages.drift, {name: tree(name) for name in rule.driving})
+            exact = advance(exact, stages.couple, (gradient, {name: seen(name) for name in rule.kicked}))
+        exact = advance(exact, stages.drift, {name: seen(name) for name in rule.driving})
         if rule.trailing:
-            exact = advance(exact, stages.trail, tree(PARAMS))
+            exact = advance(exact, stages.trail, seen(PARAMS))
 
+        # Damage to a slot reaches the positions through the drift; averages drive nothing and are looked at too.
+        damages = [fixed_point.damage(exact.values[name]) for name in (PARAMS, *rule.trailing)]
         is_over = jnp.any(jnp.stack([damage.overflow for damage in damages]))
         is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages]))
         # The first step at which anything happened; what follows is garbage in any case.
         is_first = (is_over | is_nan) & ~(overflow | nonfinite)
         flags = (overflow | is_over, nonfinite | is_nan, jnp.where(is_first, xs.t, damaged_at))
-        state = engine.decode(rule, exact.values, like, xs.t + 1)
+        state = engine.decode_state(rule, exact.values, like, xs.t + 1)
         return (exact, flags), recorded(trajectory, state, inputs.data)
 
     start = Exact(engine.encode(rule, state, like), stores)
@@ -177,6 +184,6 @@ def run_forward(
         entropy_per_step={name: jnp.mean(entropy) for name, entropy in decays.entropy.items()},
     )
     is_right = ~(overflow | nonfinite | info.decay_out_of_range)
-    end_state = engine.decode(rule, end.values, like, jnp.int32(trajectory.num_steps))
+    end_state = engine.decode_state(rule, end.values, like, jnp.int32(trajectory.num_steps))
     outputs = (poison(end_state, is_right), info, poison(trace, is_right))
     return outputs, Residuals(state, end, offsets, inputs, info)

@@ -14,11 +14,12 @@ gradient a step.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import KickDrift, scalar
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import ignores_first, gradient_pullback
-from hgrad_jax.trees import Layout
+from hgrad_jax.trees import Layout, ravel, unravel
 from hgrad_jax.types import Array, Hparams, Params
 
 
@@ -26,18 +27,20 @@ class Products(NamedTuple):
     """What a backward step needs of the loss.
 
     Attributes:
-      gradient: tree like params, the bits of the way forward.
-      params_bar: H u, tree like params.
+      gradient: vector `[N]`, the bits of the way forward.
+      params_bar: H u, vector `[N]`.
       hparams_bar: d<u, g>/dhparams, tree like hparams.
     """
 
-    gradient: Params
-    params_bar: Params
+    gradient: Array
+    params_bar: Array
     hparams_bar: Hparams
 
 
-def gradient_at(rule: KickDrift, batch_and_key, params: Params, hparams: Hparams, where: Any, t: Array) -> Params:
-    """Returns the gradient of step t, isolated; the batch is made inside the isolation too.
+def gradient_at(
+    rule: KickDrift, batch_and_key, params: Params, hparams: Hparams, where: Any, t: Array, like: Layout
+) -> Array:
+    """Returns the gradient of step t as a vector `[N]`, isolated; the batch is made inside the isolation too.
 
     Args:
       batch_and_key: `(where, t) -> batch, key`.
@@ -45,7 +48,7 @@ def gradient_at(rule: KickDrift, batch_and_key, params: Params, hparams: Hparams
     """
 
     def evaluate(params, hparams, where, t):
-        return rule.gradient(params, hparams, *batch_and_key(where, t))
+        return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)
 
     return isolate(evaluate, t)(params, hparams, where, t)
 
@@ -58,12 +61,13 @@ def products_at(
     where: Any,
     t: Array,
     like: Layout,
+    view: Layout,
     slots: dict[str, Params],
     bars: dict[str, Array],
     *,
     share_gradient: bool,
 ) -> Products:
-    """Returns gradient and products of step t, for cotangents `bars` of the slots.
+    """Returns gradient and products of step t, for cotangents `bars` `[N]` of the slots.
 
     The fastest of three ways that applies: `jvp` if the kick is linear in the gradient, so that u is known before the gradient is;
     `linearize` if it is not (Adam squares the gradient); `vjp` if the gradient is a user's estimator, whose Jacobian need not be
@@ -71,33 +75,36 @@ def products_at(
     """
     slots = {name: slots[name] for name in rule.kicked}
     slot_bars = {name: bars[name] for name in rule.driving}
-    pull_kick = gradient_pullback(rule, slots, hparams, t, like)
+    pull_kick = gradient_pullback(rule, slots, hparams, t, view)
 
-    def evaluate(params, hparams):
+    def direction(gradient):
+        return unravel(ravel(pull_kick(unravel(gradient, view), slot_bars), view), like)
+
+    def evaluate(params):
         def gradients(params, hparams, where, t):
-            return _gradients(rule, params, hparams, *batch_and_key(where, t))
+            params_part, hparams_part = _gradients(rule, params, hparams, *batch_and_key(where, t))
+            return ravel(params_part, like), hparams_part
 
         return (isolate(gradients, t) if share_gradient else gradients)(params, hparams, where, t)
 
-    gradient = None if share_gradient else gradient_at(rule, batch_and_key, params, hparams, where, t)
+    def apart(params, hparams):
+        return gradient_at(rule, batch_and_key, params, hparams, where, t, like)
+
     if not is_twice_forward(rule, batch_and_key, params, hparams, where, t):
+        gradient, pull = jax.vjp(apart, params, hparams)
+        params_bar, hparams_bar = pull(ravel(direction(gradient), like))
+        return Products(gradient, ravel(params_bar, like), hparams_bar)
 
-        def only_gradient(params, hparams):
-            return gradient_at(rule, batch_and_key, params, hparams, where, t)
-
-        own, pull = jax.vjp(only_gradient, params, hparams)
-        gradient = own if gradient is None else gradient
-        return Products(gradient, *pull(pull_kick(gradient, slot_bars)))
-
-    if ignores_first(pull_kick, params, slot_bars):
-        # The kick's adjoint is the same at any gradient; the parameters have the right shapes.
-        direction = pull_kick(params, slot_bars)
-        (own, _), products = jax.jvp(lambda p: evaluate(p, hparams), (params,), (direction,))
+    gradient = None if share_gradient else apart(params, hparams)
+    if ignores_first(direction, jnp.zeros((like.size,), like.dtype)):
+        # The kick's adjoint is the same at any gradient.
+        tangent = direction(jnp.zeros((like.size,), like.dtype))
+        (own, _), products = jax.jvp(evaluate, (params,), (tangent,))
         return Products(own if gradient is None else gradient, *products)
 
-    (own, _), along = jax.linearize(lambda p: evaluate(p, hparams), params)
+    (own, _), along = jax.linearize(evaluate, params)
     gradient = own if gradient is None else gradient
-    return Products(gradient, *along(pull_kick(gradient, slot_bars)))
+    return Products(gradient, *along(direction(gradient)))
 
 
 def _gradients(rule: KickDrift, params, hparams, batch, key):

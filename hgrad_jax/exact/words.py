@@ -86,16 +86,18 @@ def high_product(a: Array, b: Array) -> Array:
 
 
 def reciprocal(divisor: Array) -> Array:
-    """Returns 1 / divisor in floating point, rounded down so that quotient estimates never exceed the quotient."""
+    """Returns 1 / divisor in floating point."""
     dtype = float_dtype(divisor)
-    return (1.0 - 16 * np.finfo(dtype).eps) / divisor.astype(dtype)
+    return 1.0 / divisor.astype(dtype)
 
 
-def divide_digit(remainder: Array, limb: Array, bits: int, divisor: Array, inverse: Array) -> tuple[Array, Array]:
+def divide_digit(
+    remainder: Array, limb: Array, bits: int, divisor: Array, inverse: Array
+) -> tuple[Array, Array]:
     """One digit of a long division: quotient and remainder of remainder * 2**bits + limb by divisor.
 
-    The dividend itself may pass a word: only its floating-point estimate and its value modulo 2**w are used, and
-    these determine the quotient because the estimate is short by at most one.
+    The dividend itself may pass a word: only its floating-point estimate and its value modulo 2**w are used. They
+    determine the quotient, since the estimate, rounded to the nearest integer, is right or one too large.
 
     Args:
       remainder: unsigned words below `divisor`.
@@ -109,10 +111,7 @@ def divide_digit(remainder: Array, limb: Array, bits: int, divisor: Array, inver
     """
     dtype = inverse.dtype
     dividend = signed(remainder).astype(dtype) * dtype.type(2.0**bits) + signed(limb).astype(dtype)
-    quotient = (dividend * inverse).astype(signed(limb).dtype).astype(limb.dtype)
-    rest = ((remainder << bits) | limb) - quotient * divisor
-    short = rest >= divisor
-    return quotient + short.astype(rest.dtype), jnp.where(short, rest - divisor, rest)
+    return _settle(dividend * inverse, (remainder << bits) | limb, divisor)
 
 
 def divide_signed(word: Array, divisor: Array, inverse: Array) -> tuple[Array, Array]:
@@ -120,15 +119,24 @@ def divide_signed(word: Array, divisor: Array, inverse: Array) -> tuple[Array, A
 
     Args:
       word: unsigned words read as two's complement.
-      divisor: unsigned words, `2**(w / 2) <= divisor <= 2**digit_bits`.
+      divisor: unsigned words, `2**(w / 2) < divisor <= 2**digit_bits`.
       inverse: `reciprocal(divisor)`.
     """
-    dividend = signed(word)
-    quotient = jnp.floor(dividend.astype(inverse.dtype) * inverse).astype(dividend.dtype)
-    rest = dividend - quotient * signed(divisor)
-    # The reciprocal is rounded towards zero: short for positive words, long for negative ones.
-    step = (rest >= signed(divisor)).astype(rest.dtype) - (rest < 0).astype(rest.dtype)
-    return (quotient + step).astype(word.dtype), (rest - step * signed(divisor)).astype(word.dtype)
+    return _settle(signed(word).astype(inverse.dtype) * inverse, word, divisor)
+
+
+def _settle(estimate: Array, dividend: Array, divisor: Array) -> tuple[Array, Array]:
+    """Makes an estimate of dividend / divisor, off by less than half, the exact quotient and remainder."""
+    # Adding 1.5 * 2**(mantissa bits) leaves the nearest integer in the low bits: much cheaper than XLA's
+    # conversion, which also handles NaN and saturates.
+    dtype = estimate.dtype
+    magic = dtype.type(1.5 * 2.0 ** np.finfo(dtype).nmant)
+    bits = jax.lax.bitcast_convert_type(estimate + magic, dividend.dtype)
+    quotient = bits - magic.view(dividend.dtype)
+    rest = dividend - quotient * divisor
+    # All ones where the quotient is one too large and the remainder negative.
+    is_over = (signed(rest) >> (word_bits(rest) - 1)).astype(rest.dtype)
+    return quotient + is_over, rest + (divisor & is_over)
 
 
 def low_bits(word: Array, bits: int) -> Array:
