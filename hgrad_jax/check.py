@@ -18,16 +18,26 @@ def check(info: Info) -> Info:
     """Returns `info` if everything in it is in order, and raises if not. Call it outside `jit`.
 
     Args:
-      info: a RunInfo, a BackwardInfo, or an Unrolled; under `vmap` with leading axes, all of which are checked.
+      info: a RunInfo, a BackwardInfo, or an Unrolled; under `vmap` with leading axes, all of which
+        are checked.
 
     Raises:
-      HypergradientError: a flag is raised; the message names the first run concerned if there are several.
+      HypergradientError: a flag is raised; the message names the first run concerned if there are
+        several.
       TypeError: `info` is traced.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
-        raise TypeError("check reads values and cannot run inside jit, grad or vmap; return the info and check it there.")
+        raise TypeError(
+            "check reads values and cannot run inside jit, grad or vmap; return the info and check it there."
+        )
     back = info if isinstance(info, BackwardInfo) else None
-    run = info.info if isinstance(info, Unrolled) else info.run if isinstance(info, BackwardInfo) else info
+    run = (
+        info.info
+        if isinstance(info, Unrolled)
+        else info.run
+        if isinstance(info, BackwardInfo)
+        else info
+    )
     when = f"at step {_first(run.damaged_at, run.overflow | run.nonfinite)}"
     _refuse(
         run.nonfinite,
@@ -68,7 +78,11 @@ def check(info: Info) -> Info:
 def _refuse(is_wrong, what: str, remedy: str) -> None:
     flags = np.asarray(is_wrong)
     if flags.any():
-        where = f" (run {tuple(int(i) for i in np.argwhere(flags)[0])} of {flags.shape})" if flags.ndim else ""
+        where = (
+            f" (run {tuple(int(i) for i in np.argwhere(flags)[0])} of {flags.shape})"
+            if flags.ndim
+            else ""
+        )
         raise HypergradientError(f"{what}{where}; {remedy}.")
 
 

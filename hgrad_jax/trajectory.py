@@ -35,7 +35,8 @@ class Inputs(NamedTuple):
     """The arrays of a run besides its state.
 
     Attributes:
-      constants: leaves of the hyperparameters that hold for every step, None in place of the others.
+      constants: leaves of the hyperparameters that hold for every step, None in place of the
+        others.
       schedules: leaves with a leading axis of steps `[T, ...]`, None in place of the others.
       data: what batches are made from.
       key: PRNG key, or None.
@@ -50,24 +51,36 @@ class Inputs(NamedTuple):
 def inputs(trajectory: Trajectory, hparams: Hparams, data: Data, key: Array | None) -> Inputs:
     """Sorts the hyperparameters into constants and schedules."""
     leaves = jax.tree.leaves(hparams)
-    constants = tuple(None if s else leaf for leaf, s in zip(leaves, trajectory.is_schedule, strict=True))
-    schedules = tuple(leaf if s else None for leaf, s in zip(leaves, trajectory.is_schedule, strict=True))
+    constants = tuple(
+        None if s else leaf for leaf, s in zip(leaves, trajectory.is_schedule, strict=True)
+    )
+    schedules = tuple(
+        leaf if s else None for leaf, s in zip(leaves, trajectory.is_schedule, strict=True)
+    )
     return Inputs(constants, schedules, data, key)
 
 
 def hparams_of(trajectory: Trajectory, constants: tuple, slices: tuple) -> Hparams:
     """Returns the hyperparameters of one step from the constants and the step's slices of the schedules."""
-    leaves = [s if is_s else c for c, s, is_s in zip(constants, slices, trajectory.is_schedule, strict=True)]
+    leaves = [
+        s if is_s else c
+        for c, s, is_s in zip(constants, slices, trajectory.is_schedule, strict=True)
+    ]
     return jax.tree.unflatten(trajectory.treedef, leaves)
 
 
 def hparams_at(trajectory: Trajectory, hparams: Hparams, t: int) -> Hparams:
     """Returns the hyperparameters of step t."""
-    leaves = [x[t] if s else x for x, s in zip(jax.tree.leaves(hparams), trajectory.is_schedule, strict=True)]
+    leaves = [
+        x[t] if s else x
+        for x, s in zip(jax.tree.leaves(hparams), trajectory.is_schedule, strict=True)
+    ]
     return jax.tree.unflatten(trajectory.treedef, leaves)
 
 
-def batch_and_key(trajectory: Trajectory, data: Data, key: Array | None, t: Array) -> tuple[Batch, Array | None]:
+def batch_and_key(
+    trajectory: Trajectory, data: Data, key: Array | None, t: Array
+) -> tuple[Batch, Array | None]:
     """Returns the batch of step t and the key for the loss, both functions of t alone."""
     keys = (None, None)
     if key is not None:
@@ -77,10 +90,14 @@ def batch_and_key(trajectory: Trajectory, data: Data, key: Array | None, t: Arra
     return batch, keys[1]
 
 
-def float_step(trajectory: Trajectory, state: State, constants, slices, data: Data, key, t: Array) -> State:
+def float_step(
+    trajectory: Trajectory, state: State, constants, slices, data: Data, key, t: Array
+) -> State:
     """Takes step t in ordinary floating point."""
     batch, loss_key = batch_and_key(trajectory, data, key, t)
-    return trajectory.transition.step(state, hparams_of(trajectory, constants, slices), batch, loss_key)
+    return trajectory.transition.step(
+        state, hparams_of(trajectory, constants, slices), batch, loss_key
+    )
 
 
 def recorded(trajectory: Trajectory, state: State, data: Data) -> Any:
@@ -102,5 +119,9 @@ def float_run_info(trajectory: Trajectory, state: State) -> RunInfo:
 
 def all_finite(tree: Any) -> Array:
     """Returns whether every floating-point number of a pytree is finite: bool scalar."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    leaves = [
+        jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.ones((), bool)

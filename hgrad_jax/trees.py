@@ -17,8 +17,8 @@ class Layout(NamedTuple):
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
       dtype: dtype of the vector: float64 if any leaf is, else float32.
-      is_flat: whether `ravel` and `unravel` leave the vector as it is: a view in which elementwise functions of
-        trees work on the vector itself, a tree of one leaf.
+      is_flat: whether `ravel` and `unravel` leave the vector as it is: a view in which elementwise
+        functions of trees work on the vector itself, a tree of one leaf.
     """
 
     treedef: Any
@@ -54,7 +54,10 @@ def unravel(vector: Array, like: Layout) -> Any:
         return vector
     ends = np.cumsum([int(np.prod(shape)) for shape in like.shapes])
     parts = jnp.split(vector, ends[:-1])
-    leaves = [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, like.shapes, like.dtypes)]
+    leaves = [
+        part.reshape(shape).astype(dtype)
+        for part, shape, dtype in zip(parts, like.shapes, like.dtypes)
+    ]
     return jax.tree.unflatten(like.treedef, leaves)
 
 
@@ -62,8 +65,8 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
     """Returns `prefix` repeated to the structure of `tree`, its leaves unchanged.
 
     Args:
-      prefix: a tree prefix of `tree`: one value for everything, one per tensor, or one per number, each of a shape that
-        broadcasts to the tensor's.
+      prefix: a tree prefix of `tree`: one value for everything, one per tensor, or one per number,
+        each of a shape that broadcasts to the tensor's.
       tree: pytree of arrays.
       name: what the error message calls it.
 
@@ -97,12 +100,18 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def ravel_spread(prefix: Any, like: Layout, name: str) -> Array:
     """Returns a prefix value for every number of the vector: `[like.size]`, or a scalar if it is one for all."""
     leaves = jax.tree.leaves(prefix)
-    if len(leaves) == 1 and jnp.ndim(leaves[0]) == 0 and jax.tree.structure(prefix) == jax.tree.structure(0):
+    if (
+        len(leaves) == 1
+        and jnp.ndim(leaves[0]) == 0
+        and jax.tree.structure(prefix) == jax.tree.structure(0)
+    ):
         return jnp.asarray(leaves[0], like.dtype)
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(like.shapes, like.dtypes)]
     template = jax.tree.unflatten(like.treedef, shapes)
     full = spread(prefix, template, name)
-    return ravel(jax.tree.map(lambda v, s: jnp.broadcast_to(jnp.asarray(v), s.shape), full, template), like)
+    return ravel(
+        jax.tree.map(lambda v, s: jnp.broadcast_to(jnp.asarray(v), s.shape), full, template), like
+    )
 
 
 def multiply(prefix: Any, tree: Any, name: str) -> Any:

@@ -36,9 +36,10 @@ class Transition(NamedTuple):
       init: `init(params, hparams) -> state`, with the hyperparameters of step 0.
       step: `step(state, hparams, batch, key) -> state`, with the hyperparameters of this step.
       params: `params(state) -> params`, what the trained model is read from.
-      exact: the same update as kicks and drifts, with which it can be run backwards bit for bit; None where the rule has
-        no such form.
-      why_not: where `exact` is None, the reason in a few words, for the error that `Reversible()` raises.
+      exact: the same update as kicks and drifts, with which it can be run backwards bit for bit;
+        None where the rule has no such form.
+      why_not: where `exact` is None, the reason in a few words, for the error that `Reversible()`
+        raises.
     """
 
     init: Callable[[Params, Hparams], State]
@@ -57,9 +58,10 @@ class RunInfo(NamedTuple):
       damaged_at: int32 scalar, the first step at which either happened; num_steps if neither did.
       decay_out_of_range: bool scalar, a decay was outside [2**-7, 1] (Reversible only).
       store_overflow: bool scalar, the bit store was too small (Reversible only).
-      bits_per_step: float32 scalar per decayed variable: what its bit store grew by, per parameter and step.
-      entropy_per_step: float32 scalar per decayed variable: the mean of log2(1 / decay), the least that any lossless store
-        can grow by.
+      bits_per_step: float32 scalar per decayed variable: what its bit store grew by, per parameter
+        and step.
+      entropy_per_step: float32 scalar per decayed variable: the mean of log2(1 / decay), the least
+        that any lossless store can grow by.
     """
 
     overflow: Array
@@ -76,11 +78,12 @@ class BackwardInfo(NamedTuple):
 
     Attributes:
       run: the RunInfo of the way forward.
-      mismatches: int32 scalar, how many numbers of the start were not restored bit for bit; None for adjoints that do not
-        run backwards.
+      mismatches: int32 scalar, how many numbers of the start were not restored bit for bit; None
+        for adjoints that do not run backwards.
       is_finite: bool scalar, every cotangent is finite.
-      norms: Euclidean norms of the cotangent of each variable and of the constant hyperparameters before each step, float32 `[T]`
-        by name, where the adjoint was asked to trace them; else None.
+      norms: Euclidean norms of the cotangent of each variable and of the constant hyperparameters
+        before each step, float32 `[T]` by name, where the adjoint was asked to trace them; else
+        None.
     """
 
     run: RunInfo
@@ -92,7 +95,9 @@ class BackwardInfo(NamedTuple):
     def is_restored(self) -> Array:
         """Whether the run backwards ended at the very bits that the run forward had started from."""
         if self.mismatches is None:
-            raise AttributeError("is_restored: only Reversible() runs backwards; this adjoint restores nothing.")
+            raise AttributeError(
+                "is_restored: only Reversible() runs backwards; this adjoint restores nothing."
+            )
         return self.mismatches == 0
 
 

@@ -11,7 +11,16 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_at, inputs
-from hgrad_jax.types import BackwardInfo, BatchFn, Data, Hparams, Params, State, Transition, Unrolled
+from hgrad_jax.types import (
+    BackwardInfo,
+    BatchFn,
+    Data,
+    Hparams,
+    Params,
+    State,
+    Transition,
+    Unrolled,
+)
 
 
 class Bars(NamedTuple):
@@ -41,19 +50,24 @@ def unroll(
 ) -> Unrolled:
     """Trains for `num_steps` steps; differentiable in `params` and `hparams` as `adjoint` says.
 
-    A program of pure JAX: use it under `jit`, `vmap` and `grad`. Called outside `jit` it compiles anew each time.
+    A program of pure JAX: use it under `jit`, `vmap` and `grad`. Called outside `jit` it compiles
+      anew each time.
 
     Args:
       transition: the elementary update.
       params: initial parameters, a pytree of floating-point arrays.
-      hparams: hyperparameters, a pytree of floating-point arrays; the loss, the rule and the initial state may use them.
-      data: pytree of arrays that batches are made from; never differentiated (put what is to be learned into `hparams`).
+      hparams: hyperparameters, a pytree of floating-point arrays; the loss, the rule and the
+        initial state may use them.
+      data: pytree of arrays that batches are made from; never differentiated (put what is to be
+        learned into `hparams`).
       num_steps: T, a positive int.
-      key: PRNG key. Step t uses `fold_in(key, t)` and from it one key for the batch and one for the loss; None hands None to both.
+      key: PRNG key. Step t uses `fold_in(key, t)` and from it one key for the batch and one for the
+        loss; None hands None to both.
       batch_fn: `batch_fn(data, t, key) -> batch`, pure; None hands `data` to the loss.
-      hparams_axes: tree prefix of `hparams` in the words of `jax.vmap`: 0 where the leading axis `[T, ...]` is the step, None
-        where a value holds for all steps.
-      record: `record(state, data) -> pytree of float arrays`, evaluated after every step; differentiable.
+      hparams_axes: tree prefix of `hparams` in the words of `jax.vmap`: 0 where the leading axis
+        `[T, ...]` is the step, None where a value holds for all steps.
+      record: `record(state, data) -> pytree of float arrays`, evaluated after every step;
+        differentiable.
       adjoint: how the trajectory is differentiated.
 
     Returns:
@@ -96,8 +110,8 @@ def vjp(
     Args: as `unroll`.
 
     Returns:
-      The Unrolled, and `pullback(params_bar, trace_bar=None) -> (Bars, BackwardInfo)`, which takes cotangents like
-      `Unrolled.params` and `Unrolled.trace`.
+      The Unrolled, and `pullback(params_bar, trace_bar=None) -> (Bars, BackwardInfo)`, which takes
+      cotangents like `Unrolled.params` and `Unrolled.trace`.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -111,7 +125,9 @@ def vjp(
     trajectory, state, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
-    _, pull_start = jax.vjp(lambda p, h: transition.init(p, hparams_at(trajectory, h, 0)), params, hparams)
+    _, pull_start = jax.vjp(
+        lambda p, h: transition.init(p, hparams_at(trajectory, h, 0)), params, hparams
+    )
     if hasattr(adjoint, "vjp"):
         (end, info, trace), pull_run = adjoint.vjp(trajectory, state, given)
     else:
@@ -126,7 +142,8 @@ def vjp(
         start_bar = _with_float0(start_bar, state)
         params_start, hparams_start = pull_start(start_bar)
         leaves = [
-            c if s is None else s for c, s in zip(inputs_bar.constants, inputs_bar.schedules, strict=True)
+            c if s is None else s
+            for c, s in zip(inputs_bar.constants, inputs_bar.schedules, strict=True)
         ]
         through_run = jax.tree.unflatten(trajectory.treedef, leaves)
         bars = Bars(params_start, jax.tree.map(jnp.add, hparams_start, through_run))
@@ -136,10 +153,14 @@ def vjp(
     return unrolled, pullback
 
 
-def _start(transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint):
+def _start(
+    transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
+):
     """Checks everything that can be checked before the first step, and builds its state."""
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
-    trajectory = Trajectory(transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), record)
+    trajectory = Trajectory(
+        transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), record
+    )
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
     validate.adjoint_serves(adjoint, transition)
@@ -154,7 +175,9 @@ def _start(transition, params, hparams, data, num_steps, key, batch_fn, hparams_
 
 def _pullback_of_run(adjoint, trajectory: Trajectory, state: State, given: Inputs):
     def run(state, constants, schedules):
-        end, info, trace = adjoint.run(trajectory, state, given._replace(constants=constants, schedules=schedules))
+        end, info, trace = adjoint.run(
+            trajectory, state, given._replace(constants=constants, schedules=schedules)
+        )
         return (end, trace), info
 
     (end, trace), pull, info = jax.vjp(run, state, given.constants, given.schedules, has_aux=True)
@@ -170,5 +193,7 @@ def _with_float0(bar: State, state: State) -> State:
     """Puts JAX's zero cotangent where an adjoint returned None for an integer of the state."""
     leaves, treedef = jax.tree.flatten(state)
     bars = treedef.flatten_up_to(bar)
-    filled = [np.zeros(x.shape, jax.dtypes.float0) if b is None else b for b, x in zip(bars, leaves)]
+    filled = [
+        np.zeros(x.shape, jax.dtypes.float0) if b is None else b for b, x in zip(bars, leaves)
+    ]
     return jax.tree.unflatten(treedef, filled)

@@ -27,10 +27,16 @@ def floating(tree: Any, name: str) -> Any:
             dtype = jnp.result_type(leaf)
         except TypeError as error:
             where = name + jax.tree_util.keystr(path)
-            raise TypeError(f"{where} is {leaf!r}, not an array of floats; keep such settings out of {name}.") from error
+            raise TypeError(
+                f"{where} is {leaf!r}, not an array of floats; keep such settings out of {name}."
+            ) from error
         if not jnp.issubdtype(dtype, jnp.floating):
             where = name + jax.tree_util.keystr(path)
-            way_out = "write 1.0 for 1, or pass integers through data" if name == "hparams" else "convert it to float32"
+            way_out = (
+                "write 1.0 for 1, or pass integers through data"
+                if name == "hparams"
+                else "convert it to float32"
+            )
             raise TypeError(f"{where} has dtype {dtype}, which has no derivative; {way_out}.")
     return jax.tree.map(jnp.asarray, tree)
 
@@ -40,11 +46,13 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
 
     Raises:
       TypeError: `num_steps` is not a Python int.
-      ValueError: `num_steps` is not positive, `hparams_axes` is no prefix or has other values than 0 and None, or a schedule has
-        the wrong length.
+      ValueError: `num_steps` is not positive, `hparams_axes` is no prefix or has other values than
+        0 and None, or a schedule has the wrong length.
     """
     if isinstance(num_steps, jax.core.Tracer):
-        raise TypeError("num_steps is traced; it sets the length of a scan: make it a static argument of jit.")
+        raise TypeError(
+            "num_steps is traced; it sets the length of a scan: make it a static argument of jit."
+        )
     if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool):
         raise TypeError(f"num_steps is {num_steps!r}; it must be an int.")
     if num_steps < 1:
@@ -67,7 +75,9 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
     ):
         where = "hparams" + jax.tree_util.keystr(path)
         if axis != "constant" and (isinstance(axis, bool) or axis != 0):
-            raise ValueError(f"hparams_axes has {axis!r} for {where}; only 0 (a schedule) and None (a constant) exist.")
+            raise ValueError(
+                f"hparams_axes has {axis!r} for {where}; only 0 (a schedule) and None (a constant) exist."
+            )
         is_schedule = axis != "constant"
         shape = jnp.shape(leaf)
         if is_schedule and (not shape or shape[0] != num_steps):
@@ -87,9 +97,13 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
       ValueError: `Reversible()` with a rule that has no exact map.
     """
     if not isinstance(transition, Transition):
-        raise TypeError(f"transition is {transition!r}; build one with hg.momentum(loss), hg.adam(loss), ...")
+        raise TypeError(
+            f"transition is {transition!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
+        )
     if isinstance(adjoint, type) or not hasattr(adjoint, "run"):
-        raise TypeError(f"adjoint is {adjoint!r}; it must be an object such as Direct() or Reversible().")
+        raise TypeError(
+            f"adjoint is {adjoint!r}; it must be an object such as Direct() or Reversible()."
+        )
     if isinstance(adjoint, Reversible) and transition.exact is None:
         raise ValueError(
             f"adjoint=Reversible() needs an update rule that can be run backwards, and this one cannot: "
@@ -98,15 +112,19 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
 
 
 def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
-    """Traces one step, so that whatever the loss, the rule or the batches raise comes before any compute.
+    """Traces one step, so that whatever the loss, the rule or the batches raise comes before any
+    compute.
 
     Raises:
-      ValueError: the state changes its structure, a shape or a dtype; `record` returns something other than floats.
+      ValueError: the state changes its structure, a shape or a dtype; `record` returns something
+        other than floats.
     """
 
     def first(state, inputs):
         slices = jax.tree.map(lambda x: x[0], inputs.schedules)
-        after = float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, jnp.int32(0))
+        after = float_step(
+            trajectory, state, inputs.constants, slices, inputs.data, inputs.key, jnp.int32(0)
+        )
         return after, recorded(trajectory, after, inputs.data)
 
     after, trace = jax.eval_shape(first, state, inputs)
@@ -115,7 +133,9 @@ def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but transition.init made "
             f"{jax.tree.structure(state)}; both must be the same."
         )
-    for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(state), strict=True):
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(state), strict=True
+    ):
         if new.shape != jnp.shape(old) or new.dtype != jnp.result_type(old):
             raise ValueError(
                 f"transition.step changes state{jax.tree_util.keystr(path)} from {jnp.result_type(old)}{jnp.shape(old)} "
@@ -130,12 +150,16 @@ def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
 
 
 def decays_in_range(trajectory: Trajectory, inputs: Inputs) -> None:
-    """Raises if a decay whose value is known at trace time cannot be run backwards; traced ones are flagged at run time.
+    """Raises if a decay whose value is known at trace time cannot be run backwards; traced ones are
+    flagged at run time.
 
     Raises:
       ValueError: a decay is outside [2**-7, 1].
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs.constants, inputs.schedules))):
+    if any(
+        isinstance(x, jax.core.Tracer)
+        for x in jax.tree.leaves((inputs.constants, inputs.schedules))
+    ):
         return
     rule = trajectory.transition.exact
 

@@ -13,13 +13,16 @@ from hgrad_jax.types import RunInfo, State
 
 @dataclasses.dataclass(frozen=True)
 class Checkpointed:
-    """Splits the run into segments, stores the state before each, and recomputes inside (Griewank and Walther 2000).
+    """Splits the run into segments, stores the state before each, and recomputes inside (Griewank
+    and Walther 2000).
 
-    With `branching=None` there are two levels, sqrt(T) segments of sqrt(T) steps: memory for sqrt(T) states and for what the
-    backward pass of sqrt(T) steps needs, and one extra run forward. With `branching=k` segments are split in k again and again,
-    down to single steps: memory for k * log_k(T) states and the backward pass of one step, and log_k(T) extra runs
-    forward; `branching=2` uses the least memory. Exact up to rounding, for every transition. Loses to `Reversible()` in memory where
-    that applies, and in time by the runs forward.
+    With `branching=None` there are two levels, sqrt(T) segments of sqrt(T) steps: memory for
+    sqrt(T) states and for what the backward pass of sqrt(T) steps needs, and one extra run forward.
+    With `branching=k` segments are split in k again and again,
+    down to single steps: memory for k * log_k(T) states and the backward pass of one step, and
+      log_k(T) extra runs
+    forward; `branching=2` uses the least memory. Exact up to rounding, for every transition. Loses
+    to `Reversible()` in memory where that applies, and in time by the runs forward.
 
     Attributes:
       branching: None for two levels, or how many parts a segment is split in, at least 2.
@@ -32,10 +35,13 @@ class Checkpointed:
 
     def __post_init__(self):
         if self.branching is not None and self.branching < 2:
-            raise ValueError(f"branching is {self.branching}; it must be at least 2, or None for two levels.")
+            raise ValueError(
+                f"branching is {self.branching}; it must be at least 2, or None for two levels."
+            )
 
     def levels(self, num_steps: int) -> tuple[int, ...]:
-        """Returns the number of parts at each level, outermost first; their product is at least `num_steps`.
+        """Returns the number of parts at each level, outermost first; their product is at least
+        `num_steps`.
 
         >>> Checkpointed().levels(10_000)
         (100, 100)
@@ -50,7 +56,9 @@ class Checkpointed:
             depth += 1
         return (self.branching,) * depth
 
-    def run(self, trajectory: Trajectory, state: State, inputs: Inputs) -> tuple[State, RunInfo, object]:
+    def run(
+        self, trajectory: Trajectory, state: State, inputs: Inputs
+    ) -> tuple[State, RunInfo, object]:
         """Returns the last state, the info, and the trace `[T]`."""
         num_steps = trajectory.num_steps
         levels = self.levels(num_steps)
@@ -61,12 +69,16 @@ class Checkpointed:
             return jnp.pad(x, padding).reshape(levels + x.shape[1:])
 
         def step(state, t, slices):
-            return float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t)
+            return float_step(
+                trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
+            )
 
         def body(state, t_and_slices):
             t, slices = t_and_slices
             if is_padded:
-                state = jax.lax.cond(t < num_steps, step, lambda state, t, slices: state, state, t, slices)
+                state = jax.lax.cond(
+                    t < num_steps, step, lambda state, t, slices: state, state, t, slices
+                )
             else:
                 state = step(state, t, slices)
             return state, recorded(trajectory, state, inputs.data)

@@ -10,19 +10,24 @@ from hgrad_jax.types import RunInfo, State
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """Stores the whole trajectory and differentiates it as JAX does by itself (Franceschi et al. 2017, Reverse-HG).
+    """Stores the whole trajectory and differentiates it as JAX does by itself (Franceschi et al.
+    2017, Reverse-HG).
 
-    Exact up to rounding, for every transition, under every JAX transformation, forward mode included. Memory grows by all that a
-    step's backward pass needs, activations included, times the number of steps: 1.9 MB a step for an MLP 784-50-50-50-10 at
-    batch 250. Not for long runs.
+    Exact up to rounding, for every transition, under every JAX transformation, forward mode
+    included. Memory grows by all that a step's backward pass needs, activations included, times the
+    number of steps: 1.9 MB a step for an MLP 784-50-50-50-10 at batch 250. Not for long runs.
     """
 
-    def run(self, trajectory: Trajectory, state: State, inputs: Inputs) -> tuple[State, RunInfo, object]:
+    def run(
+        self, trajectory: Trajectory, state: State, inputs: Inputs
+    ) -> tuple[State, RunInfo, object]:
         """Returns the last state, the info, and the trace `[T]`."""
 
         def body(state, t_and_slices):
             t, slices = t_and_slices
-            state = float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t)
+            state = float_step(
+                trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
+            )
             return state, recorded(trajectory, state, inputs.data)
 
         state, trace = jax.lax.scan(body, state, (steps(trajectory), inputs.schedules))

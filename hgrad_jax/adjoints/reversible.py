@@ -7,33 +7,39 @@ import jax
 import numpy as np
 
 from hgrad_jax.elementary.kick_drift import KickDrift
-from hgrad_jax.exact import bit_store, decay, fixed_point
+from hgrad_jax.exact import bit_store, fixed_point
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.forward import run_forward
 from hgrad_jax.trajectory import Inputs, Trajectory
 from hgrad_jax.trees import layout
-from hgrad_jax.types import BackwardInfo, RunInfo, State
+from hgrad_jax.types import RunInfo, State
 
 
 @dataclasses.dataclass(frozen=True)
 class Reversible:
-    """Runs the steps backwards from the last state, restoring each one bit for bit, and pulls the cotangents along.
+    """Runs the steps backwards from the last state, restoring each one bit for bit, and pulls the
+    cotangents along.
 
-    Memory: two states, one pair of words per number and decayed variable, and log2(1 / decay) bits per number and step:
-    0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain steps, a gradient with Hessian-vector product per step
-    back, and the integer arithmetic. The trajectory is rounded to fixed point with 44 fraction bits instead of float32's
-    24, which moves the hypergradient by rounding only; it is the exact hypergradient of the run it returns.
+    Memory: two states, one pair of words per number and decayed variable, and log2(1 / decay) bits
+      per number and step:
+    0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain steps, a gradient with
+    Hessian-vector product per step back, and the integer arithmetic. The trajectory is rounded to
+    fixed point with 44 fraction bits instead of float32's 24, which moves the hypergradient by
+    rounding only; it is the exact hypergradient of the run it returns.
 
-    Applies to rules in kick-and-drift form. Not when decays are below 2**-7, for rules without a decayed slot (use
-    `Checkpointed()`), or where the compiler cannot be kept from computing different bits twice: the run back checks that it ends at
-    the bits it should, and if not every cotangent is NaN and the info of `vjp` says why.
+    Applies to rules in kick-and-drift form. Not when decays are below 2**-7, for rules without a
+    decayed slot (use `Checkpointed()`), or where the compiler cannot be kept from computing
+    different bits twice: the run back checks that it ends at the bits it should, and if not every
+      cotangent is NaN and the info of `vjp` says why.
 
     Attributes:
-      smallest_decay: sets the capacity of the bit stores: they hold a run whose decays are, in geometric mean over the steps, at
-        least this. A number for all variables, or a mapping by variable; None takes the rule's own (0.5 for velocities: one
-        bit per number and step). With several decays in a variable the smallest of each step counts.
-      share_gradient: take the gradient on the way back from the pass that computes its Hessian-vector product. False computes it
-        apart: one gradient a step slower, and robust where a compiler gives the shared one other bits.
+      smallest_decay: sets the capacity of the bit stores: they hold a run whose decays are, in
+        geometric mean over the steps, at least this. A number for all variables, or a mapping by
+        variable; None takes the rule's own (0.5 for velocities: one bit per number and step). With
+        several decays in a variable the smallest of each step counts.
+      share_gradient: take the gradient on the way back from the pass that computes its
+        Hessian-vector product. False computes it apart: one gradient a step slower, and robust
+        where a compiler gives the shared one other bits.
       trace_norms: whether `vjp` returns the norms of the cotangents before every step.
 
     Raises:
@@ -52,7 +58,9 @@ class Reversible:
             bounds = [bound for _, bound in self.smallest_decay]
         for bound in bounds:
             if not 0 < bound <= 1:
-                raise ValueError(f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 for a run with momentum 0.9.")
+                raise ValueError(
+                    f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 for a run with momentum 0.9."
+                )
 
     def rows(self, rule: KickDrift, name: str, num_steps: int, word) -> int:
         """Returns the capacity of a variable's bit store in rows of one byte (two under float64) per number."""
@@ -64,7 +72,9 @@ class Reversible:
         # The schedule counts a little more than the entropy, to be safe against rounding.
         return bit_store.rows_needed(num_steps * (-np.log2(bound) * (1 + 2e-6) + 4e-6) + 2, word)
 
-    def run(self, trajectory: Trajectory, state: State, inputs: Inputs) -> tuple[State, RunInfo, object]:
+    def run(
+        self, trajectory: Trajectory, state: State, inputs: Inputs
+    ) -> tuple[State, RunInfo, object]:
         """Returns the last state, the info, and the trace `[T]`."""
 
         @jax.custom_vjp
@@ -76,7 +86,8 @@ class Reversible:
             start_bar, inputs_bar, _ = self._backward(trajectory, residuals, state_bar, trace_bar)
             return start_bar, inputs_bar
 
-        # The custom rule goes around the whole trajectory: inside a scan its residuals would be stacked T times.
+        # The custom rule goes around the whole trajectory: inside a scan its residuals would be
+        # stacked T times.
         unrolled.defvjp(lambda state, inputs: self._forward(trajectory, state, inputs), backward)
         return unrolled(state, inputs)
 
@@ -91,7 +102,9 @@ class Reversible:
 
     def _forward(self, trajectory, state, inputs):
         like = layout(state.params)
-        return run_forward(trajectory, state, inputs, lambda name: self._rows(trajectory, name, like))
+        return run_forward(
+            trajectory, state, inputs, lambda name: self._rows(trajectory, name, like)
+        )
 
     def _backward(self, trajectory, residuals, state_bar, trace_bar):
         return run_backward(

@@ -3,17 +3,19 @@
 One step of such a rule, with positions x (the parameters) and slots s (velocities, second moments):
 
     kick    s_i' = a_i * s_i + k_i(gradient at x, hparams, t)
-    couple  r_i' = b_i * r_i + c_i(gradient at x, s', hparams, t)        (slots that need other slots, if any)
-    drift   x'   = a_x * x   + f(s', r', hparams, t)
-    trail   y'   = a_y * y   + h(x', hparams, t)                         (averages of the parameters, if any)
+    couple  r_i' = b_i * r_i + c_i(gradient at x, s', hparams, t)        (slots that need other
+    slots, if any) drift   x'   = a_x * x   + f(s', r', hparams, t)
+    trail   y'   = a_y * y   + h(x', hparams, t)                         (averages of the
+    parameters, if any)
 
-Every line adds to a variable something that does not depend on it, so the lines can be undone in reverse order:
-subtract h(x'), then f(s', r'), recompute the gradient at x, subtract c and k, and divide by the decays, which
-`hgrad_jax.exact.decay` does exactly. Plain SGD, RMSProp without momentum and Nesterov's method are not of this form: their
-drift needs the gradient at the previous position, which is what a run backwards does not have yet.
+Every line adds to a variable something that does not depend on it, so the lines can be undone in
+reverse order: subtract h(x'), then f(s', r'), recompute the gradient at x, subtract c and k, and
+divide by the decays, which `hgrad_jax.exact.decay` does exactly. Plain SGD, RMSProp without
+momentum and Nesterov's method are not of this form: their drift needs the gradient at the previous
+position, which is what a run backwards does not have yet.
 
-The user writes k, f and the decays in ordinary floating point; `kick_drift` builds both the floating-point step and
-what `Reversible()` needs.
+The user writes k, f and the decays in ordinary floating point; `kick_drift` builds both the
+floating-point step and what `Reversible()` needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,10 +38,12 @@ class Slot(NamedTuple):
     """How one variable of a rule is kept as fixed point.
 
     Attributes:
-      fraction_bits: of a 64-bit number; 44 gives a range of +-65,536 and a resolution of 5.7e-14. Second moments need a finer
-        scale, since their square root divides: 52 gives +-256 and 2.2e-16.
-      smallest_decay: for the capacity of the bit store: it holds a run whose decays are, in geometric mean over the steps,
-        at least this, in (0, 1]. `Reversible(smallest_decay=...)` overrides it.
+      fraction_bits: of a 64-bit number; 44 gives a range of +-65,536 and a resolution of 5.7e-14.
+        Second moments need a finer scale, since their square root divides: 52 gives +-256 and
+        2.2e-16.
+      smallest_decay: for the capacity of the bit store: it holds a run whose decays are, in
+        geometric mean over the steps, at least this, in (0, 1]. `Reversible(smallest_decay=...)`
+        overrides it.
     """
 
     fraction_bits: int = DEFAULT_FRACTION_BITS
@@ -51,15 +55,18 @@ class KickDrift(NamedTuple):
 
     Attributes:
       gradient: `gradient(params, hparams, batch, key) -> tree like params`.
-      loss: the loss whose exact gradient that is, else None (an estimator, whose Jacobian need not be symmetric).
+      loss: the loss whose exact gradient that is, else None (an estimator, whose Jacobian need not
+        be symmetric).
       kick: `kick(gradient, hparams, count) -> {slot: increment}`.
       couple: `couple(gradient, kicked slots, hparams, count) -> {slot: increment}`.
       drift: `drift(slots, hparams, count) -> increment of the parameters`.
       trail: `trail(params, hparams, count) -> {slot: increment}`, from the new parameters.
-      decays: `decays(hparams, count) -> {variable: tree prefix of params}`; a variable that is not named is not decayed.
+      decays: `decays(hparams, count) -> {variable: tree prefix of params}`; a variable that is not
+        named is not decayed.
       slots: how each variable is kept, the parameters under "params".
       kicked, coupled, trailing: names of the slots that `kick`, `couple` and `trail` return.
-      is_elementwise: whether kick, couple, drift and trail treat each number by itself, but for factors spread over tensors.
+      is_elementwise: whether kick, couple, drift and trail treat each number by itself, but for
+        factors spread over tensors.
     """
 
     gradient: GradientFn
@@ -109,25 +116,27 @@ def kick_drift(
     params: Slot = Slot(),
     is_elementwise: bool = False,
 ) -> Transition:
-    """Builds a transition that every adjoint can differentiate, `Reversible()` included, from its kicks and its drift.
+    """Builds a transition that every adjoint can differentiate, `Reversible()` included, from its
+    kicks and its drift.
 
     Args:
       loss: `loss(params, hparams, batch, key) -> scalar`.
-      kick: `kick(gradient, hparams, count) -> {slot: increment}`, trees like params; elementwise or not, but of the gradient
-        only.
+      kick: `kick(gradient, hparams, count) -> {slot: increment}`, trees like params; elementwise or
+        not, but of the gradient only.
       drift: `drift(slots, hparams, count) -> increment`, a tree like params; of the new slots only.
-      decays: `decays(hparams, count) -> {name: decay}` in [2**-7, 1], each a tree prefix of params: a scalar, one per
-        tensor, or one per number. "params" names the positions (decoupled weight decay).
+      decays: `decays(hparams, count) -> {name: decay}` in [2**-7, 1], each a tree prefix of params:
+        a scalar, one per tensor, or one per number. "params" names the positions (decoupled weight
+        decay).
       slots: `{name: Slot(...)}` for every slot.
-      couple: `couple(gradient, slots, hparams, count) -> {slot: increment}` for the slots named in `coupled`, whose kick needs the
-        other slots just kicked (RMSProp's momentum).
+      couple: `couple(gradient, slots, hparams, count) -> {slot: increment}` for the slots named in
+        `coupled`, whose kick needs the other slots just kicked (RMSProp's momentum).
       coupled: names of those slots.
       init: `init(params, hparams) -> {slot: start}`; zeros by default.
       gradient: replaces `jax.grad(loss)`.
       params: how the positions are kept.
-      is_elementwise: a promise that kick, couple and drift treat each number by itself (no norms over a tensor); where
-        all factors are scalars too, `Reversible()` then hands them one long vector instead of many tensors, which is
-        faster.
+      is_elementwise: a promise that kick, couple and drift treat each number by itself (no norms
+        over a tensor); where all factors are scalars too, `Reversible()` then hands them one long
+        vector instead of many tensors, which is faster.
 
     Returns:
       A Transition whose state is a KickDriftState.
@@ -164,7 +173,11 @@ def kick_drift(
     )
 
     def start(params, hparams):
-        given = init(params, hparams) if init else {name: jax.tree.map(jnp.zeros_like, params) for name in slots}
+        given = (
+            init(params, hparams)
+            if init
+            else {name: jax.tree.map(jnp.zeros_like, params) for name in slots}
+        )
         return KickDriftState(params, given, jnp.int32(0))
 
     return from_exact(exact, start)
@@ -223,5 +236,3 @@ def scalar(loss: Loss) -> Loss:
         return value
 
     return checked
-
-

@@ -19,13 +19,13 @@ def momentum(
 ) -> Transition:
     """Momentum whose velocity is an average of gradients: v' = g v - (1 - g) grad, x' = x + lr v'.
 
-    Maclaurin, Duvenaud and Adams (2015), algorithm 1. Against `heavy_ball` with the same rate the step is (1 - g) times as
-    long, and the velocity has the opposite sign.
+    Maclaurin, Duvenaud and Adams (2015), algorithm 1. Against `heavy_ball` with the same rate the
+    step is (1 - g) times as long, and the velocity has the opposite sign.
 
     Args:
       loss: `loss(params, hparams, batch, key) -> scalar`.
-      learning_rate: lr, a number or a function of hparams; its value is a tree prefix of params: a scalar, one per
-        tensor, or one per number.
+      learning_rate: lr, a number or a function of hparams; its value is a tree prefix of params: a
+        scalar, one per tensor, or one per number.
       momentum: g, likewise; for `Reversible()` in [2**-7, 1].
       gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
       smallest_decay: capacity of the bit store, see `Slot`.
@@ -46,7 +46,9 @@ def momentum(
     return kick_drift(
         loss,
         kick=kick,
-        drift=lambda slots, hparams, count: multiply(read(rate, hparams), slots["velocity"], "learning_rate"),
+        drift=lambda slots, hparams, count: multiply(
+            read(rate, hparams), slots["velocity"], "learning_rate"
+        ),
         decays=lambda hparams, count: {"velocity": read(decay, hparams)},
         slots={"velocity": Slot(smallest_decay=smallest_decay)},
         gradient=gradient,
@@ -77,7 +79,9 @@ def heavy_ball(
     rate, decay = learning_rate, momentum
 
     def drift(slots, hparams, count):
-        return jax.tree.map(jnp.negative, multiply(read(rate, hparams), slots["velocity"], "learning_rate"))
+        return jax.tree.map(
+            jnp.negative, multiply(read(rate, hparams), slots["velocity"], "learning_rate")
+        )
 
     return kick_drift(
         loss,

@@ -10,7 +10,8 @@ Source = Callable[[Hparams], Any] | float
 
 
 def field(name: str) -> Callable[[Hparams], Any]:
-    """Returns a function that reads one entry of the hyperparameters: a key of a mapping or an attribute.
+    """Returns a function that reads one entry of the hyperparameters: a key of a mapping or an
+    attribute.
 
     >>> field("momentum")({"momentum": 0.9})
     0.9

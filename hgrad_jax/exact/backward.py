@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import bit_store, engine, products
 from hgrad_jax.exact.engine import Exact
-from hgrad_jax.exact.forward import Residuals, StepInputs, batches, first_hparams, poison, step_inputs
+from hgrad_jax.exact.forward import (
+    Residuals,
+    StepInputs,
+    batches,
+    first_hparams,
+    poison,
+    step_inputs,
+)
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
 from hgrad_jax.trees import Layout, layout, ravel, unravel
 from hgrad_jax.types import Array, BackwardInfo
@@ -34,8 +41,8 @@ def run_backward(
       trace_norms: see `Reversible`.
 
     Returns:
-      Cotangents of the start and of the inputs (None for what is not differentiable), all NaN unless the start was restored;
-      and the info.
+      Cotangents of the start and of the inputs (None for what is not differentiable), all NaN
+      unless the start was restored; and the info.
     """
     rule, inputs = trajectory.transition.exact, residuals.inputs
     like = layout(residuals.start.params)
@@ -59,7 +66,9 @@ def run_backward(
             updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, view)
             exact = engine.undo_stage(rule, stage, exact, updates, spills, xs.t)
             before = {name: engine.read(rule, exact.values, name) for name in stage.names}
-            pulled = engine.pull_stage(rule, stage, source, hparams, xs.t, view, before, bars, updates[1])
+            pulled = engine.pull_stage(
+                rule, stage, source, hparams, xs.t, view, before, bars, updates[1]
+            )
             source_bar, hparams_bar, bars = pulled
             hparams_bars.append(hparams_bar)
             return exact, bars, source_bar
@@ -72,7 +81,9 @@ def run_backward(
             bars = _add(bars, {PARAMS: ravel(params_bar, view)})
 
         # The drift first: it is a function of the slots after the kick, which are what we have.
-        exact, bars, slots_bar = retreat(exact, bars, stages.drift, {name: seen(name) for name in rule.driving})
+        exact, bars, slots_bar = retreat(
+            exact, bars, stages.drift, {name: seen(name) for name in rule.driving}
+        )
         bars = _add(bars, {name: ravel(bar, view) for name, bar in slots_bar.items()})
 
         slots = {name: seen(name) for name in rule.kicked}
@@ -99,9 +110,12 @@ def run_backward(
 
         hparams_bar = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *hparams_bars)
         leaves = jax.tree.leaves(hparams_bar)
-        schedules_bar = tuple(bar if s else None for bar, s in zip(leaves, trajectory.is_schedule, strict=True))
+        schedules_bar = tuple(
+            bar if s else None for bar, s in zip(leaves, trajectory.is_schedule, strict=True)
+        )
         constants_bar = tuple(
-            None if total is None else total + bar for total, bar in zip(constants_bar, leaves, strict=True)
+            None if total is None else total + bar
+            for total, bar in zip(constants_bar, leaves, strict=True)
         )
         norms = _norms(bars, constants_bar) if trace_norms else None
         return (exact, bars, constants_bar), (schedules_bar, norms)
@@ -116,7 +130,9 @@ def run_backward(
 
     mismatches = count_mismatches(start, residuals, trajectory, like)
     info = residuals.info
-    is_right = ~(info.overflow | info.nonfinite | info.decay_out_of_range | info.store_overflow) & (mismatches == 0)
+    is_right = ~(info.overflow | info.nonfinite | info.decay_out_of_range | info.store_overflow) & (
+        mismatches == 0
+    )
     trees = {name: unravel(bar, like) for name, bar in bars.items()}
     params_bar = trees.pop(PARAMS)
     floats = poison((params_bar, trees, constants_bar, schedules_bar), is_right)
@@ -126,7 +142,9 @@ def run_backward(
     return start_bar, Inputs(constants_bar, schedules_bar, None, None), backward_info
 
 
-def count_mismatches(start: Exact, residuals: Residuals, trajectory: Trajectory, like: Layout) -> Array:
+def count_mismatches(
+    start: Exact, residuals: Residuals, trajectory: Trajectory, like: Layout
+) -> Array:
     """Returns how many numbers differ in any bit from the encoded start, stores included: int32 scalar."""
     rule = trajectory.transition.exact
     expected = engine.encode(rule, residuals.start, like)
@@ -149,7 +167,9 @@ def _add_record_bar(trajectory, state, data, trace_bar, bars, like):
 
     _, pull = jax.vjp(read, state.params, state.slots)
     params_bar, slots_bar = pull(trace_bar)
-    more = {PARAMS: ravel(params_bar, like)} | {name: ravel(bar, like) for name, bar in slots_bar.items()}
+    more = {PARAMS: ravel(params_bar, like)} | {
+        name: ravel(bar, like) for name, bar in slots_bar.items()
+    }
     return _add(bars, more)
 
 
@@ -159,5 +179,7 @@ def _add(bars: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
 
 def _norms(bars: dict[str, Array], constants_bar: tuple) -> dict[str, Array]:
     norms = {name: jnp.linalg.norm(bar).astype(jnp.float32) for name, bar in bars.items()}
-    squares = [jnp.sum(jnp.square(bar.astype(jnp.float32))) for bar in constants_bar if bar is not None]
+    squares = [
+        jnp.sum(jnp.square(bar.astype(jnp.float32))) for bar in constants_bar if bar is not None
+    ]
     return norms | {"hparams": jnp.sqrt(sum(squares, jnp.float32(0)))}

@@ -1,19 +1,21 @@
 """A store of digits in mixed bases, one per weight, from which they come back in reverse order.
 
-Every element of a `BitStore` is one large non-negative integer s: `push(digit, base)` makes it s * base + digit and
-`pop(base)` returns s mod base and leaves s // base, as in Maclaurin, Duvenaud and Adams (2015), section 3.1. What is pushed
-costs log2(base) bits and what is popped gives them back, so a digit in base d stored in exchange for one in base
-n < d costs log2(d / n): an arithmetic coder, without its tables.
+Every element of a `BitStore` is one large non-negative integer s: `push(digit, base)` makes it s *
+base + digit and `pop(base)` returns s mod base and leaves s // base, as in Maclaurin, Duvenaud and
+Adams (2015), section 3.1. What is pushed costs log2(base) bits and what is popped gives them back,
+so a digit in base d stored in exchange for one in base n < d costs log2(d / n): an arithmetic
+coder, without its tables.
 
-The integer stays below 2**48 between steps, in two words of fast memory. Before it would pass that, its low byte is
-*spilled*: written to a row of an array `[rows, N]` that only ever grows, one row for all elements together. When to spill
-depends on the bases alone (`spill_schedule`), so it is known before the trajectory starts, is the same for all elements,
-and needs no host. Right after a spill the integer still has 40 bits, of which a base takes 24, so that rounding
-s // n wastes less than 2**-16 of it.
+The integer stays below 2**48 between steps, in two words of fast memory. Before it would pass that,
+its low byte is *spilled*: written to a row of an array `[rows, N]` that only ever grows, one row
+for all elements together. When to spill depends on the bases alone (`spill_schedule`), so it is
+known before the trajectory starts, is the same for all elements, and needs no host. Right after a
+spill the integer still has 40 bits, of which a base takes 24, so that rounding s // n wastes less
+than 2**-16 of it.
 
-The store starts at a fixed pseudo-random integer of 40 bits and not at zero: the first digits popped are then as good
-random numbers for stochastic rounding as the later ones, and a run backwards must end at these very integers, which
-checks the whole store.
+The store starts at a fixed pseudo-random integer of 40 bits and not at zero: the first digits
+popped are then as good random numbers for stochastic rounding as the later ones, and a run
+backwards must end at these very integers, which checks the whole store.
 """
 
 from typing import NamedTuple
@@ -109,7 +111,8 @@ def push(rest: Array, digit: Array, base: Array) -> Wide:
 def push_full(rows: Array, rest: Array, digit: Array, row: Array, is_due: Array) -> BitStore:
     """Appends a digit in base d = 2**digit_bits, and spills the low byte of the result if due.
 
-    The row is written in any case, and counts only if it is due: under `vmap` a conditional write would copy the
+    The row is written in any case, and counts only if it is due: under `vmap` a conditional write
+      would copy the
     whole store.
 
     Args:
@@ -147,15 +150,20 @@ def _shift(is_due: Array, like: Array) -> Array:
 def spill_schedule(growth: Array, word) -> Array:
     """Returns how many rows have been spilled before each step: int32 `[T + 1]`, rising by 0 or 1.
 
-    A bound on log2(s) is followed in integers, so the schedule is a function of the decays alone; it stays below 3w / 2 bits.
+    A bound on log2(s) is followed in integers, so the schedule is a function of the decays alone;
+    it stays below 3w / 2 bits.
 
     Args:
-      growth: float `[T]`, bits that each step's exchange adds to the fullest element, `0 <= growth <= 7`.
+      growth: float `[T]`, bits that each step's exchange adds to the fullest element, `0 <= growth
+        <= 7`.
       word: the store's word type.
     """
     bits = jnp.iinfo(word).bits
-    # An upper bound in integer units. Rounding s // n adds log2(1 + n / s) <= 2**-16 * 1.45 bits, which is 23.2 units.
-    units = jnp.where(growth > 0, jnp.ceil(growth * (1 + 1e-6) * 2**_UNIT_BITS).astype(jnp.int32) + 25, 0)
+    # An upper bound in integer units. Rounding s // n adds log2(1 + n / s) <= 2**-16 * 1.45 bits,
+    # which is 23.2 units.
+    units = jnp.where(
+        growth > 0, jnp.ceil(growth * (1 + 1e-6) * 2**_UNIT_BITS).astype(jnp.int32) + 25, 0
+    )
     whole, fine = units >> _UNIT_BITS, low_bits(units, _UNIT_BITS)
     coarse, fine = fine >> 10, low_bits(fine, 10)
     # Three sums that stay below 2**31 for two million steps.

@@ -1,13 +1,14 @@
 """Evaluating floating-point code so that two compiled loops get the same bits.
 
-XLA compiles the same expression differently in different surroundings: it fuses and contracts multiplications with
-additions into fused multiply-adds where it sees fit (jax#8702, jax#22244, xla#41579). The forward scan and the backward scan of a
-trajectory are different surroundings, and a gradient that differs in its last bit between them makes exact reversal go
-wrong in every weight. `jax.lax.optimization_barrier` does not help: it is gone before code is generated.
+XLA compiles the same expression differently in different surroundings: it fuses and contracts
+multiplications with additions into fused multiply-adds where it sees fit (jax#8702, jax#22244,
+xla#41579). The forward scan and the backward scan of a trajectory are different surroundings, and a
+gradient that differs in its last bit between them makes exact reversal go wrong in every weight.
+`jax.lax.optimization_barrier` does not help: it is gone before code is generated.
 
-What does help is a conditional whose predicate the compiler cannot know: its branch is compiled as a function of its
-own, in both loops alike. On a CPU it costs microseconds; it is not a guarantee, which is why a reversed run always
-compares where it ends with where it should.
+What does help is a conditional whose predicate the compiler cannot know: its branch is compiled as
+a function of its own, in both loops alike. On a CPU it costs microseconds; it is not a guarantee,
+which is why a reversed run always compares where it ends with where it should.
 """
 
 from collections.abc import Callable
@@ -39,10 +40,12 @@ def isolate(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
 
 
 def once(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
-    """Returns `function` with its results computed once and kept, where XLA would compute them again in every use.
+    """Returns `function` with its results computed once and kept, where XLA would compute them
+    again in every use.
 
-    XLA's CPU backend fuses a shared intermediate into each of its consumers; for long divisions that doubles the time
-    (0.34 ms against 0.18 ms for 44,860 numbers). Other backends fuse several outputs into one loop by themselves.
+    XLA's CPU backend fuses a shared intermediate into each of its consumers; for long divisions
+    that doubles the time (0.34 ms against 0.18 ms for 44,860 numbers). Other backends fuse several
+    outputs into one loop by themselves.
     """
 
     def computed_once(*args):

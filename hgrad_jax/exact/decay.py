@@ -1,15 +1,17 @@
 """Multiplying fixed-point numbers by a decay in (0, 1] so that it can be undone to the last bit.
 
-A decay is the fraction n / d with d = 2**24 (2**48 under float64): every float32 in [0.5, 1] is one exactly, and the
-others are within 2**-25. Multiplying an integer v by it loses log2(d / n) bits; they go to the store, by an exchange:
+A decay is the fraction n / d with d = 2**24 (2**48 under float64): every float32 in [0.5, 1] is one
+exactly, and the others are within 2**-25. Multiplying an integer v by it loses log2(d / n) bits;
+they go to the store, by an exchange:
 
     forward:   u = pop(n),  w = v * n + u,  v' = w // d,  push(w mod d) in base d
     backward:  w = v' * d + pop(d),  v = w // n,  push(w mod n) in base n
 
-Both directions are bijections of (v, store), each the other's inverse. This is the scheme of Maclaurin, Duvenaud and Adams
-(2015), algorithm 3, without its noise: there the popped digit is added after the division and perturbs the result by up
-to n units; here it joins before, w / d is the exact product rounded by the stored bits, the error is under one unit of
-the last place, and the cost is exactly log2(d / n) bits per number, which no lossless method can beat.
+Both directions are bijections of (v, store), each the other's inverse. This is the scheme of
+Maclaurin, Duvenaud and Adams (2015), algorithm 3, without its noise: there the popped digit is
+added after the division and perturbs the result by up to n units; here it joins before, w / d is
+the exact product rounded by the stored bits, the error is under one unit of the last place, and the
+cost is exactly log2(d / n) bits per number, which no lossless method can beat.
 """
 
 import jax.numpy as jnp

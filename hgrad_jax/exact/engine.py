@@ -1,11 +1,13 @@
 """One step of a kick-and-drift rule in exact integers, forward and backward, with its adjoint.
 
-The rule's three stages (kick, drift, trail; see `hgrad_jax.elementary.kick_drift`) all have one shape: *some variables are
-multiplied by a decay and take an increment that depends on other variables*. So there is one function to do a
-stage, one to undo it and one for its adjoint, and the step is their sequence.
+The rule's three stages (kick, drift, trail; see `hgrad_jax.elementary.kick_drift`) all have one
+shape: *some variables are multiplied by a decay and take an increment that depends on other
+variables*. So there is one function to do a stage, one to undo it and one for its adjoint, and the
+step is their sequence.
 
-All tensors of a variable lie in one vector: the integer arithmetic is then one loop whatever the number of tensors,
-compiled once. The price is one schedule of spills for all tensors, that of the smallest decay.
+All tensors of a variable lie in one vector: the integer arithmetic is then one loop whatever the
+number of tensors, compiled once. The price is one schedule of spills for all tensors, that of the
+smallest decay.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDrift, KickDriftState
-from hgrad_jax.exact import bit_store, decay, fixed_point
+from hgrad_jax.exact import decay, fixed_point
 from hgrad_jax.exact.bit_store import BitStore
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.words import Array, Wide, add, subtract
@@ -74,9 +76,11 @@ def stages(rule: KickDrift) -> Stages:
 
 
 def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
-    """Returns how the stages see the variables: as one vector where the rule allows it, else as trees.
+    """Returns how the stages see the variables: as one vector where the rule allows it, else as
+    trees.
 
-    Slicing a vector into tensors, only to scale each and join them again, costs more than the scaling.
+    Slicing a vector into tensors, only to scale each and join them again, costs more than the
+    scaling.
     """
     flat = like._replace(is_flat=True)
     if not rule.is_elementwise or any(dtype != like.dtype for dtype in like.dtypes):
@@ -105,7 +109,10 @@ def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
 def encode(rule: KickDrift, state: KickDriftState, like: Layout) -> dict[str, Wide]:
     """Returns the variables of a state as fixed point."""
     trees = {PARAMS: state.params, **state.slots}
-    return {name: fixed_point.encode(ravel(trees[name], like), slot.fraction_bits) for name, slot in rule.slots.items()}
+    return {
+        name: fixed_point.encode(ravel(trees[name], like), slot.fraction_bits)
+        for name, slot in rule.slots.items()
+    }
 
 
 def read(rule: KickDrift, values: dict[str, Wide], name: str) -> Array:
@@ -118,7 +125,9 @@ def read_tree(rule: KickDrift, values: dict[str, Wide], name: str, like: Layout)
     return unravel(read(rule, values, name), like)
 
 
-def decode_state(rule: KickDrift, values: dict[str, Wide], like: Layout, count: Array) -> KickDriftState:
+def decode_state(
+    rule: KickDrift, values: dict[str, Wide], like: Layout, count: Array
+) -> KickDriftState:
     """Returns the floating-point state."""
     trees = {name: read_tree(rule, values, name, like) for name in rule.slots}
     params = trees.pop(PARAMS)
@@ -127,7 +136,10 @@ def decode_state(rule: KickDrift, values: dict[str, Wide], like: Layout, count: 
 
 def decays_of(rule: KickDrift, hparams: Hparams, count: Array, like: Layout) -> dict[str, Array]:
     """Returns the decays as floating-point numbers: a scalar or `[N]` for each variable that decays."""
-    return {name: ravel_spread(a, like, f"the decay of {name!r}") for name, a in rule.decays(hparams, count).items()}
+    return {
+        name: ravel_spread(a, like, f"the decay of {name!r}")
+        for name, a in rule.decays(hparams, count).items()
+    }
 
 
 def isolated_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: Array, like: Layout):
@@ -137,41 +149,66 @@ def isolated_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: A
     def evaluate(source, hparams, t):
         increments = stage.increments(source, hparams, t)
         decays = decays_of(rule, hparams, t, like)
-        numerators = {name: decay.numerator(decays[name], word) for name in stage.names if name in decays}
+        numerators = {
+            name: decay.numerator(decays[name], word) for name in stage.names if name in decays
+        }
         return {name: ravel(increments[name], like) for name in stage.names}, numerators
 
     return isolate(evaluate, t)(source, hparams, t)
 
 
-def do_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array) -> Exact:
+def do_stage(
+    rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array
+) -> Exact:
     """Decays and increments a stage's variables."""
     increments, numerators = updates
     values, stores = dict(exact.values), dict(exact.stores)
     for name in stage.names:
         value = values[name]
         if name in numerators:
-            value, stores[name] = decay.scale(value, stores[name], numerators[name], *spills[name], t)
-        values[name] = add(value, fixed_point.encode(increments[name], rule.slots[name].fraction_bits))
+            value, stores[name] = decay.scale(
+                value, stores[name], numerators[name], *spills[name], t
+            )
+        values[name] = add(
+            value, fixed_point.encode(increments[name], rule.slots[name].fraction_bits)
+        )
     return Exact(values, stores)
 
 
-def undo_stage(rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array) -> Exact:
+def undo_stage(
+    rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array
+) -> Exact:
     """Inverse of `do_stage`, bit for bit, given the same updates."""
     increments, numerators = updates
     values, stores = dict(exact.values), dict(exact.stores)
     for name in stage.names:
-        value = subtract(values[name], fixed_point.encode(increments[name], rule.slots[name].fraction_bits))
+        value = subtract(
+            values[name], fixed_point.encode(increments[name], rule.slots[name].fraction_bits)
+        )
         if name in numerators:
-            value, stores[name] = decay.unscale(value, stores[name], numerators[name], *spills[name], t)
+            value, stores[name] = decay.unscale(
+                value, stores[name], numerators[name], *spills[name], t
+            )
         values[name] = value
     return Exact(values, stores)
 
 
-def pull_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: Array, like: Layout, before, bars, numerators):
-    """Adjoint of a stage: cotangents of its source, of the hyperparameters, and of its variables before it.
+def pull_stage(
+    rule: KickDrift,
+    stage: Stage,
+    source,
+    hparams: Hparams,
+    t: Array,
+    like: Layout,
+    before,
+    bars,
+    numerators,
+):
+    """Adjoint of a stage: cotangents of its source, of the hyperparameters, and of its variables
+    before it.
 
-    With y' = a y + k(source, hparams): source_bar = (dk/dsource)^T y'_bar, a_bar = y y'_bar with y *before* the stage (Maclaurin
-    et al. 2015, algorithm 2, line 9), y_bar = a y'_bar.
+    With y' = a y + k(source, hparams): source_bar = (dk/dsource)^T y'_bar, a_bar = y y'_bar with y
+    *before* the stage (Maclaurin et al. 2015, algorithm 2, line 9), y_bar = a y'_bar.
 
     Args:
       before: floating-point vectors `[N]` of the stage's variables before it.
@@ -195,8 +232,11 @@ def pull_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: Array
     return source_bar, hparams_bar, bars
 
 
-def gradient_pullback(rule: KickDrift, slots: dict[str, Params], hparams: Hparams, t: Array, like: Layout):
-    """Returns `(gradient, bars) -> gradient_bar`: the adjoint of kick and couple with respect to the gradient alone.
+def gradient_pullback(
+    rule: KickDrift, slots: dict[str, Params], hparams: Hparams, t: Array, like: Layout
+):
+    """Returns `(gradient, bars) -> gradient_bar`: the adjoint of kick and couple with respect to
+    the gradient alone.
 
     Args:
       slots: the kicked slots after the kick.
@@ -211,7 +251,9 @@ def gradient_pullback(rule: KickDrift, slots: dict[str, Params], hparams: Hparam
             increments = rule.kick(gradient, hparams, t)
             return {name: ravel(increments[name], like) for name in rule.kicked}
 
-        direct_bar, slots_bar = jax.vjp(couple, gradient, slots)[1]({name: bars[name] for name in rule.coupled})
+        direct_bar, slots_bar = jax.vjp(couple, gradient, slots)[1](
+            {name: bars[name] for name in rule.coupled}
+        )
         totals = {name: bars[name] + ravel(slots_bar[name], like) for name in rule.kicked}
         (kick_bar,) = jax.vjp(kick, gradient)[1](totals)
         return jax.tree.map(jnp.add, kick_bar, direct_bar)

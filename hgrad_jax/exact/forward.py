@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import bit_store, decay, engine, fixed_point, products
 from hgrad_jax.exact.engine import Exact, Spills
-from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, batch_and_key, hparams_of, recorded, steps
+from hgrad_jax.trajectory import (
+    Inputs,
+    Trajectory,
+    all_finite,
+    batch_and_key,
+    hparams_of,
+    recorded,
+    steps,
+)
 from hgrad_jax.trees import Layout, layout, unravel
 from hgrad_jax.types import Array, RunInfo
 
@@ -75,10 +83,16 @@ def decays_over_time(trajectory: Trajectory, inputs: Inputs, like: Layout) -> De
         hparams = hparams_of(trajectory, inputs.constants, slices)
         decays = engine.decays_of(rule, hparams, t, like)
         numerators = {name: decay.numerator(a, word) for name, a in decays.items()}
-        # One unit less: the loops evaluate the decay apart from here, and may round it to a neighbour.
-        growth = {name: decay.growth(jnp.min(n) - (jnp.min(n) < jnp.max(n) + 1)) for name, n in numerators.items()}
+        # One unit less: the loops evaluate the decay apart from here, and may round it to a
+        # neighbour.
+        growth = {
+            name: decay.growth(jnp.min(n) - (jnp.min(n) < jnp.max(n) + 1))
+            for name, n in numerators.items()
+        }
         entropy = {name: jnp.mean(decay.growth(n)) for name, n in numerators.items()}
-        in_range = jnp.all(jnp.stack([decay.is_storable(a) for a in decays.values()])) if decays else True
+        in_range = (
+            jnp.all(jnp.stack([decay.is_storable(a) for a in decays.values()])) if decays else True
+        )
         return growth, entropy, jnp.asarray(in_range)
 
     growth, entropy, in_range = jax.vmap(at_step)(steps(trajectory), inputs.schedules)
@@ -106,7 +120,11 @@ def poison(tree: Any, is_right: Array) -> Any:
     """Returns the tree with NaN in place of every floating-point number unless `is_right`."""
 
     def one(x):
-        return jnp.where(is_right, x, jnp.nan) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
+        return (
+            jnp.where(is_right, x, jnp.nan)
+            if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+            else x
+        )
 
     return jax.tree.map(one, tree)
 
@@ -128,7 +146,9 @@ def run_forward(
     rule, like = trajectory.transition.exact, layout(state.params)
     word = fixed_point.word_dtype(like.dtype)
     decays = decays_over_time(trajectory, inputs, like)
-    offsets = {name: bit_store.spill_schedule(growth, word) for name, growth in decays.growth.items()}
+    offsets = {
+        name: bit_store.spill_schedule(growth, word) for name, growth in decays.growth.items()
+    }
     stores = {name: bit_store.create(like.size, rows(name), word) for name in offsets}
     stages = engine.stages(rule)
     view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
@@ -147,16 +167,21 @@ def run_forward(
             return engine.read_tree(rule, exact.values, name, view)
 
         params = engine.read_tree(rule, exact.values, PARAMS, like)
-        gradient = products.gradient_at(rule, batches(trajectory), params, hparams, where, xs.t, like)
+        gradient = products.gradient_at(
+            rule, batches(trajectory), params, hparams, where, xs.t, like
+        )
         gradient = unravel(gradient, view)
         exact = advance(exact, stages.kick, gradient)
         if rule.coupled:
-            exact = advance(exact, stages.couple, (gradient, {name: seen(name) for name in rule.kicked}))
+            exact = advance(
+                exact, stages.couple, (gradient, {name: seen(name) for name in rule.kicked})
+            )
         exact = advance(exact, stages.drift, {name: seen(name) for name in rule.driving})
         if rule.trailing:
             exact = advance(exact, stages.trail, seen(PARAMS))
 
-        # Damage to a slot reaches the positions through the drift; averages drive nothing and are looked at too.
+        # Damage to a slot reaches the positions through the drift; averages drive nothing and are
+        # looked at too.
         damages = [fixed_point.damage(exact.values[name]) for name in (PARAMS, *rule.trailing)]
         is_over = jnp.any(jnp.stack([damage.overflow for damage in damages]))
         is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages]))
@@ -168,8 +193,15 @@ def run_forward(
 
     start = Exact(engine.encode(rule, state, like), stores)
     is_finite = all_finite(state)
-    is_over = jnp.any(jnp.stack([fixed_point.damage(value).overflow for value in start.values.values()])) & is_finite
-    flags = (is_over, ~is_finite, jnp.where(is_over | ~is_finite, 0, trajectory.num_steps).astype(jnp.int32))
+    is_over = (
+        jnp.any(jnp.stack([fixed_point.damage(value).overflow for value in start.values.values()]))
+        & is_finite
+    )
+    flags = (
+        is_over,
+        ~is_finite,
+        jnp.where(is_over | ~is_finite, 0, trajectory.num_steps).astype(jnp.int32),
+    )
     xs = step_inputs(trajectory, inputs, offsets)
     (end, (overflow, nonfinite, damaged_at)), trace = jax.lax.scan(step, (start, flags), xs)
 
@@ -179,8 +211,13 @@ def run_forward(
         nonfinite=nonfinite,
         damaged_at=damaged_at,
         decay_out_of_range=~decays.is_storable,
-        store_overflow=jnp.any(jnp.stack([used[name] > rows(name) for name in used])) if used else no,
-        bits_per_step={name: bit_store.bits_held(end.stores[name], used[name]) / trajectory.num_steps for name in used},
+        store_overflow=jnp.any(jnp.stack([used[name] > rows(name) for name in used]))
+        if used
+        else no,
+        bits_per_step={
+            name: bit_store.bits_held(end.stores[name], used[name]) / trajectory.num_steps
+            for name in used
+        },
         entropy_per_step={name: jnp.mean(entropy) for name, entropy in decays.entropy.items()},
     )
     is_right = ~(overflow | nonfinite | info.decay_out_of_range)

@@ -1,14 +1,16 @@
 """The gradient of a step on the way back, together with its second-order products, in one pass.
 
-With u the cotangent of the gradient, the adjoint of a step needs the gradient g itself (to undo the kick), the
-Hessian-vector product H u and the mixed product d<u, g>/dhparams. Mixed partial derivatives are symmetric, so
-`jax.jvp` of `grad(loss, (params, hparams))` along (u, 0) returns all three: forward over reverse, about the time of two
-gradients, where reverse over reverse takes more and stores the inner graph (Pearlmutter 1994; MixFlow-MG, Kemaev et al. 2025).
+With u the cotangent of the gradient, the adjoint of a step needs the gradient g itself (to undo the
+kick), the Hessian-vector product H u and the mixed product d<u, g>/dhparams. Mixed partial
+derivatives are symmetric, so `jax.jvp` of `grad(loss, (params, hparams))` along (u, 0) returns all
+three: forward over reverse, about the time of two gradients, where reverse over reverse takes more
+and stores the inner graph (Pearlmutter 1994; MixFlow-MG, Kemaev et al. 2025).
 
-The gradient must come out with the bits it had on the way forward. It is evaluated in the isolated branch of
-`bitwise.isolate` and differentiated through that branch. Whether the compiler keeps its bits there is measured, in every run, by the check of
-the restored start; `Reversible(share_gradient=False)` evaluates it apart, by the very function of the way forward, at the price of one more
-gradient a step.
+The gradient must come out with the bits it had on the way forward. It is evaluated in the isolated
+branch of `bitwise.isolate` and differentiated through that branch. Whether the compiler keeps its
+bits there is measured, in every run, by the check of the restored start;
+`Reversible(share_gradient=False)` evaluates it apart, by the very function of the way forward, at
+the price of one more gradient a step.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import KickDrift, scalar
 from hgrad_jax.exact.bitwise import isolate
-from hgrad_jax.exact.engine import ignores_first, gradient_pullback
+from hgrad_jax.exact.engine import gradient_pullback, ignores_first
 from hgrad_jax.trees import Layout, ravel, unravel
 from hgrad_jax.types import Array, Hparams, Params
 
@@ -38,9 +40,16 @@ class Products(NamedTuple):
 
 
 def gradient_at(
-    rule: KickDrift, batch_and_key, params: Params, hparams: Hparams, where: Any, t: Array, like: Layout
+    rule: KickDrift,
+    batch_and_key,
+    params: Params,
+    hparams: Hparams,
+    where: Any,
+    t: Array,
+    like: Layout,
 ) -> Array:
-    """Returns the gradient of step t as a vector `[N]`, isolated; the batch is made inside the isolation too.
+    """Returns the gradient of step t as a vector `[N]`, isolated; the batch is made inside the
+    isolation too.
 
     Args:
       batch_and_key: `(where, t) -> batch, key`.
@@ -69,9 +78,11 @@ def products_at(
 ) -> Products:
     """Returns gradient and products of step t, for cotangents `bars` `[N]` of the slots.
 
-    The fastest of three ways that applies: `jvp` if the kick is linear in the gradient, so that u is known before the gradient is;
-    `linearize` if it is not (Adam squares the gradient); `vjp` if the gradient is a user's estimator, whose Jacobian need not be
-    symmetric, or if the loss contains a `custom_vjp`, which forbids `jvp`.
+    The fastest of three ways that applies: `jvp` if the kick is linear in the gradient, so that u
+      is known before the gradient is;
+    `linearize` if it is not (Adam squares the gradient); `vjp` if the gradient is a user's
+    estimator, whose Jacobian need not be symmetric, or if the loss contains a `custom_vjp`, which
+    forbids `jvp`.
     """
     slots = {name: slots[name] for name in rule.kicked}
     slot_bars = {name: bars[name] for name in rule.driving}
@@ -118,7 +129,9 @@ def is_twice_forward(rule: KickDrift, batch_and_key, params, hparams, where, t) 
         return False
 
     def tangent(params, hparams, where, t):
-        return jax.jvp(lambda p: _gradients(rule, p, hparams, *batch_and_key(where, t)), (params,), (params,))
+        return jax.jvp(
+            lambda p: _gradients(rule, p, hparams, *batch_and_key(where, t)), (params,), (params,)
+        )
 
     try:
         jax.eval_shape(tangent, params, hparams, where, t)
@@ -127,4 +140,3 @@ def is_twice_forward(rule: KickDrift, batch_and_key, params, hparams, where, t) 
             raise
         return False
     return True
-

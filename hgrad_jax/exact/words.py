@@ -1,13 +1,13 @@
 """Integers of two machine words, so that 64 bits need no 64-bit mode (and 128 bits come with it).
 
-A `Wide` is `high * 2**w + low` in two's complement, where `w` is the number of bits of a word: 32 for
-float32 training, 64 for float64. The accelerators that train networks have no integer of twice the word, so
-products are assembled from half words and quotients from an estimate in floating point that an exact
-remainder corrects. Every function is elementwise, exact, and broadcasts.
+A `Wide` is `high * 2**w + low` in two's complement, where `w` is the number of bits of a word: 32
+for float32 training, 64 for float64. The accelerators that train networks have no integer of twice
+the word, so products are assembled from half words and quotients from an estimate in floating point
+that an exact remainder corrects. Every function is elementwise, exact, and broadcasts.
 
-Measured (2-core CPU): XLA's CPU backend computes each output array of a loop on its own, so a function that
-returns two words pays for a shared intermediate twice. That is why remainders are recomputed by one wrapping
-product (`low - quotient * divisor`) and not carried along.
+Measured (2-core CPU): XLA's CPU backend computes each output array of a loop on its own, so a
+function that returns two words pays for a shared intermediate twice. That is why remainders are
+recomputed by one wrapping product (`low - quotient * divisor`) and not carried along.
 """
 
 from typing import NamedTuple
@@ -94,10 +94,13 @@ def reciprocal(divisor: Array) -> Array:
 def divide_digit(
     remainder: Array, limb: Array, bits: int, divisor: Array, inverse: Array
 ) -> tuple[Array, Array]:
-    """One digit of a long division: quotient and remainder of remainder * 2**bits + limb by divisor.
+    """One digit of a long division: quotient and remainder of remainder * 2**bits + limb by
+    divisor.
 
-    The dividend itself may pass a word: only its floating-point estimate and its value modulo 2**w are used. They
-    determine the quotient, since the estimate, rounded to the nearest integer, is right or one too large.
+    The dividend itself may pass a word: only its floating-point estimate and its value modulo 2**w
+      are used. They
+    determine the quotient, since the estimate, rounded to the nearest integer, is right or one too
+    large.
 
     Args:
       remainder: unsigned words below `divisor`.
@@ -127,8 +130,8 @@ def divide_signed(word: Array, divisor: Array, inverse: Array) -> tuple[Array, A
 
 def _settle(estimate: Array, dividend: Array, divisor: Array) -> tuple[Array, Array]:
     """Makes an estimate of dividend / divisor, off by less than half, the exact quotient and remainder."""
-    # Adding 1.5 * 2**(mantissa bits) leaves the nearest integer in the low bits: much cheaper than XLA's
-    # conversion, which also handles NaN and saturates.
+    # Adding 1.5 * 2**(mantissa bits) leaves the nearest integer in the low bits: much cheaper than
+    # XLA's conversion, which also handles NaN and saturates.
     dtype = estimate.dtype
     magic = dtype.type(1.5 * 2.0 ** np.finfo(dtype).nmant)
     bits = jax.lax.bitcast_convert_type(estimate + magic, dividend.dtype)
