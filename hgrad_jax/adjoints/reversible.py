@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from hgrad_jax.elementary.kick_drift import KickDrift
 from hgrad_jax.exact import bit_store, fixed_point
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.forward import run_forward
@@ -52,25 +51,21 @@ class Reversible:
 
     def __post_init__(self):
         if isinstance(self.smallest_decay, Mapping):
-            object.__setattr__(self, "smallest_decay", tuple(sorted(self.smallest_decay.items())))
-        bounds = [] if self.smallest_decay is None else [self.smallest_decay]
-        if isinstance(self.smallest_decay, tuple):
-            bounds = [bound for _, bound in self.smallest_decay]
-        for bound in bounds:
+            # A tuple, so that the object can be hashed.
+            bounds = tuple(sorted(self.smallest_decay.items()))
+            object.__setattr__(self, "smallest_decay", bounds)
+        for bound in self._bounds().values():
             if not 0 < bound <= 1:
                 raise ValueError(
-                    f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 for a run with momentum 0.9."
+                    f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 where momentum is 0.9."
                 )
 
-    def rows(self, rule: KickDrift, name: str, num_steps: int, word) -> int:
-        """Returns the capacity of a variable's bit store in rows of one byte (two under float64) per number."""
-        bound = rule.slots[name].smallest_decay
-        if isinstance(self.smallest_decay, _Frozen):
-            bound = dict(self.smallest_decay).get(name, bound)
-        elif self.smallest_decay is not None:
-            bound = self.smallest_decay
-        # The schedule counts a little more than the entropy, to be safe against rounding.
-        return bit_store.rows_needed(num_steps * (-np.log2(bound) * (1 + 2e-6) + 4e-6) + 2, word)
+    def _bounds(self) -> dict[str | None, float]:
+        """The given bounds by variable; under None the one for all others."""
+        given = self.smallest_decay
+        if given is None:
+            return {}
+        return dict(given) if isinstance(given, Mapping | tuple) else {None: given}
 
     def run(
         self, trajectory: Trajectory, state: State, inputs: Inputs
@@ -118,11 +113,9 @@ class Reversible:
 
     def _rows(self, trajectory: Trajectory, name: str, like) -> int:
         """Capacity of a variable's bit store in rows of one byte (two under float64) per number."""
-        bound = trajectory.transition.exact.slots[name].smallest_decay
-        if isinstance(self.smallest_decay, tuple):
-            bound = dict(self.smallest_decay).get(name, bound)
-        elif self.smallest_decay is not None:
-            bound = self.smallest_decay
-        # The schedule counts a little more than the entropy, to be safe against rounding.
-        bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 4e-6) + 2
+        bounds = self._bounds()
+        own = trajectory.transition.exact.slots[name].smallest_decay
+        bound = bounds.get(name, bounds.get(None, own))
+        # The schedule counts a little more than the entropy: rounding s // n, and its own units.
+        bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 3e-5) + 2
         return bit_store.rows_needed(bits, fixed_point.word_dtype(like.dtype))
