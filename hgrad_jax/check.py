@@ -1,9 +1,10 @@
 """`check`: turns the flags of a run into an exception on the host, with cause and remedy."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
 
@@ -26,9 +27,10 @@ def check(info: Info) -> Info:
         several.
       TypeError: `info` is traced.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(info)):
         raise TypeError(
-            "check reads values and cannot run inside jit, grad or vmap; return the info and check it there."
+            "check reads values and cannot run inside jit, grad or vmap; return the info and check "
+            "it there."
         )
     back = info if isinstance(info, BackwardInfo) else None
     run = (
@@ -47,7 +49,8 @@ def check(info: Info) -> Info:
     _refuse(
         run.overflow,
         f"a number left the fixed-point range {when}",
-        "lower the learning rate if training diverges, or give that variable fewer fraction_bits in its Slot",
+        "lower the learning rate if training diverges, or give that variable fewer fraction_bits "
+        "in its Slot",
     )
     _refuse(
         run.decay_out_of_range,
@@ -63,19 +66,22 @@ def check(info: Info) -> Info:
         if back.mismatches is not None:
             _refuse(
                 np.asarray(back.mismatches) > 0,
-                f"the run backwards did not restore the start: {int(np.max(back.mismatches))} numbers differ",
-                "pass Reversible(share_gradient=False), on a GPU also set XLA_FLAGS=--xla_gpu_deterministic_ops=true, and "
-                "make sure that loss and batch_fn give the same result for the same arguments",
+                "the run backwards did not restore the start: "
+                f"{int(np.max(back.mismatches))} numbers differ",
+                "pass Reversible(share_gradient=False), on a GPU also set "
+                "XLA_FLAGS=--xla_gpu_deterministic_ops=true, and make sure that loss and batch_fn "
+                "give the same result for the same arguments",
             )
         _refuse(
             ~np.asarray(back.is_finite),
             "the hypergradient is infinite or NaN although the run is finite",
-            "the run amplifies perturbations beyond the floating-point range: shorten it or lower the learning rate",
+            "the run amplifies perturbations beyond the floating-point range: shorten it or lower "
+            "the learning rate",
         )
     return info
 
 
-def _refuse(is_wrong, what: str, remedy: str) -> None:
+def _refuse(is_wrong: Any, what: str, remedy: str) -> None:
     flags = np.asarray(is_wrong)
     if flags.any():
         where = (
@@ -86,5 +92,5 @@ def _refuse(is_wrong, what: str, remedy: str) -> None:
         raise HypergradientError(f"{what}{where}; {remedy}.")
 
 
-def _first(steps, flags) -> int:
+def _first(steps: Any, flags: Any) -> int:
     return int(np.asarray(steps)[np.asarray(flags)].min(initial=np.iinfo(np.int32).max))

@@ -1,4 +1,4 @@
-"""A trajectory's fixed part, and what every adjoint asks of it: this step's batch, keys and hyperparameters."""
+"""A trajectory's fixed part, and what adjoints ask of it: a step's batch, keys, hyperparameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ def inputs(trajectory: Trajectory, hparams: Hparams, data: Data, key: Array | No
 
 
 def hparams_of(trajectory: Trajectory, constants: tuple, slices: tuple) -> Hparams:
-    """Returns the hyperparameters of one step from the constants and the step's slices of the schedules."""
+    """Returns one step's hyperparameters from the constants and its slices of the schedules."""
     leaves = [
         s if is_s else c
         for c, s, is_s in zip(constants, slices, trajectory.is_schedule, strict=True)
@@ -91,7 +91,13 @@ def batch_and_key(
 
 
 def float_step(
-    trajectory: Trajectory, state: State, constants, slices, data: Data, key, t: Array
+    trajectory: Trajectory,
+    state: State,
+    constants: tuple,
+    slices: tuple,
+    data: Data,
+    key: Array | None,
+    t: Array,
 ) -> State:
     """Takes step t in ordinary floating point."""
     batch, loss_key = batch_and_key(trajectory, data, key, t)
@@ -111,7 +117,7 @@ def steps(trajectory: Trajectory) -> Array:
 
 
 def float_run_info(trajectory: Trajectory, state: State) -> RunInfo:
-    """Returns the info of a run in ordinary floating point: only that its end is finite can be said."""
+    """Returns the info of a run in ordinary floating point: only whether its end is finite."""
     nonfinite = jnp.logical_not(all_finite(state))
     no = jnp.zeros((), bool)
     return RunInfo(no, nonfinite, jnp.int32(trajectory.num_steps), no, no, {}, {})

@@ -56,7 +56,7 @@ def unravel(vector: Array, like: Layout) -> Any:
     parts = jnp.split(vector, ends[:-1])
     leaves = [
         part.reshape(shape).astype(dtype)
-        for part, shape, dtype in zip(parts, like.shapes, like.dtypes)
+        for part, shape, dtype in zip(parts, like.shapes, like.dtypes, strict=True)
     ]
     return jax.tree.unflatten(like.treedef, leaves)
 
@@ -77,15 +77,16 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
         full = jax.tree.map(lambda value, sub: jax.tree.map(lambda _: value, sub), prefix, tree)
     except ValueError as error:
         raise ValueError(
-            f"{name} has the structure {jax.tree.structure(prefix)}, which is not a prefix of the parameters' "
-            f"{jax.tree.structure(tree)}; give one value, or one value per tensor in the same containers."
+            f"{name} has the structure {jax.tree.structure(prefix)}, which is not a prefix of the "
+            f"parameters' {jax.tree.structure(tree)}; give one value, or one value per tensor in "
+            "the same containers."
         ) from error
     for value, leaf in zip(jax.tree.leaves(full), jax.tree.leaves(tree), strict=True):
         shape, target = jnp.shape(value), jnp.shape(leaf)
         if not _broadcasts(shape, target):
             raise ValueError(
-                f"{name} has shape {shape} where a parameter has shape {target}; give a scalar, or a shape that "
-                "broadcasts to the parameter's."
+                f"{name} has shape {shape} where a parameter has shape {target}; give a scalar, or "
+                "a shape that broadcasts to the parameter's."
             )
     return full
 
@@ -98,7 +99,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def ravel_spread(prefix: Any, like: Layout, name: str) -> Array:
-    """Returns a prefix value for every number of the vector: `[like.size]`, or a scalar if it is one for all."""
+    """Returns the prefix value of every number of the vector: `[like.size]`, or one scalar."""
     leaves = jax.tree.leaves(prefix)
     if (
         len(leaves) == 1
@@ -106,7 +107,10 @@ def ravel_spread(prefix: Any, like: Layout, name: str) -> Array:
         and jax.tree.structure(prefix) == jax.tree.structure(0)
     ):
         return jnp.asarray(leaves[0], like.dtype)
-    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(like.shapes, like.dtypes)]
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in zip(like.shapes, like.dtypes, strict=True)
+    ]
     template = jax.tree.unflatten(like.treedef, shapes)
     full = spread(prefix, template, name)
     return ravel(

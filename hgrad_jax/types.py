@@ -26,7 +26,7 @@ Loss = Callable[[Params, Hparams, Batch, Array | None], Array]
 """`loss(params, hparams, batch, key) -> scalar`."""
 
 BatchFn = Callable[[Data, Array, Array | None], Batch]
-"""`batch_fn(data, t, key) -> batch`: pure, indexed by the int32 step, called again on the way back."""
+"""`batch_fn(data, t, key) -> batch`: pure, by the int32 step, called again on the way back."""
 
 
 class Transition(NamedTuple):
@@ -55,7 +55,8 @@ class RunInfo(NamedTuple):
     Attributes:
       overflow: bool scalar, a number left the fixed-point range (Reversible only).
       nonfinite: bool scalar, an update was infinite or NaN.
-      damaged_at: int32 scalar, the first step at which either happened; num_steps if neither did.
+      damaged_at: int32 scalar, the first step at which either happened; num_steps if neither did,
+        and always with the adjoints other than Reversible, which look at the end only.
       decay_out_of_range: bool scalar, a decay was outside [2**-7, 1] (Reversible only).
       store_overflow: bool scalar, the bit store was too small (Reversible only).
       bits_per_step: float32 scalar per decayed variable: what its bit store grew by, per parameter
@@ -93,7 +94,7 @@ class BackwardInfo(NamedTuple):
 
     @property
     def is_restored(self) -> Array:
-        """Whether the run backwards ended at the very bits that the run forward had started from."""
+        """Whether the run backwards ended at the very bits that the run forward started from."""
         if self.mismatches is None:
             raise AttributeError(
                 "is_restored: only Reversible() runs backwards; this adjoint restores nothing."

@@ -1,4 +1,7 @@
-"""`unroll`: trains for T steps, differentiably; `vjp`: the same with its pullback and what happened on the way back."""
+"""`unroll` trains for T steps, differentiably; `vjp` does so and returns the pullback.
+
+The pullback of `vjp` also says what happened on the way back, which `jax.grad` cannot return.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ from hgrad_jax.types import (
     Data,
     Hparams,
     Params,
+    RunInfo,
     State,
     Transition,
     Unrolled,
@@ -51,7 +55,7 @@ def unroll(
     """Trains for `num_steps` steps; differentiable in `params` and `hparams` as `adjoint` says.
 
     A program of pure JAX: use it under `jit`, `vmap` and `grad`. Called outside `jit` it compiles
-      anew each time.
+    anew each time.
 
     Args:
       transition: the elementary update.
@@ -81,7 +85,8 @@ def unroll(
       >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum((params - 3.0) ** 2))
       >>> def end(rate):
       ...     hparams = {"learning_rate": rate, "momentum": 0.5}
-      ...     return jnp.sum(hg.unroll(rule, jnp.zeros(2), hparams, None, num_steps=5, adjoint=hg.Reversible()).params)
+      ...     settings = {"num_steps": 5, "adjoint": hg.Reversible()}
+      ...     return jnp.sum(hg.unroll(rule, jnp.zeros(2), hparams, None, **settings).params)
       >>> print(f"{jax.grad(end)(jnp.float32(0.1)):.3f}")
       11.246
     """
@@ -117,7 +122,8 @@ def vjp(
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(params**2))
       >>> hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
-      >>> out, pullback = hg.vjp(rule, jnp.ones(2), hparams, None, num_steps=9, adjoint=hg.Reversible())
+      >>> settings = {"num_steps": 9, "adjoint": hg.Reversible()}
+      >>> out, pullback = hg.vjp(rule, jnp.ones(2), hparams, None, **settings)
       >>> bars, info = pullback(out.params)
       >>> bool(hg.check(info).is_restored)
       True
@@ -173,7 +179,11 @@ def _start(
     return trajectory, state, given
 
 
-def _pullback_of_run(adjoint, trajectory: Trajectory, state: State, given: Inputs):
+def _pullback_of_run(
+    adjoint: Any, trajectory: Trajectory, state: State, given: Inputs
+) -> tuple[tuple[State, RunInfo, Any], Callable[..., Any]]:
+    """Returns what `adjoint.run` returns, and its pullback as JAX has it."""
+
     def run(state, constants, schedules):
         end, info, trace = adjoint.run(
             trajectory, state, given._replace(constants=constants, schedules=schedules)
@@ -194,6 +204,7 @@ def _with_float0(bar: State, state: State) -> State:
     leaves, treedef = jax.tree.flatten(state)
     bars = treedef.flatten_up_to(bar)
     filled = [
-        np.zeros(x.shape, jax.dtypes.float0) if b is None else b for b, x in zip(bars, leaves)
+        np.zeros(x.shape, jax.dtypes.float0) if b is None else b
+        for b, x in zip(bars, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)

@@ -1,10 +1,14 @@
-"""Checks of a run's inputs at trace time: one sentence that names the argument, what it was, and the way out."""
+"""Checks of a run's inputs at trace time.
+
+A message is one sentence that names the argument, what it was, and the way out.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.exact.decay import SMALLEST_DECAY
@@ -49,7 +53,7 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
       ValueError: `num_steps` is not positive, `hparams_axes` is no prefix or has other values than
         0 and None, or a schedule has the wrong length.
     """
-    if isinstance(num_steps, jax.core.Tracer):
+    if isinstance(num_steps, Tracer):
         raise TypeError(
             "num_steps is traced; it sets the length of a scan: make it a static argument of jit."
         )
@@ -67,7 +71,8 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"hparams_axes {hparams_axes!r} is not a tree prefix of hparams, whose structure is "
-            f"{jax.tree.structure(hparams)}; give 0 or None for the whole, or in the same containers."
+            f"{jax.tree.structure(hparams)}; give 0 or None for the whole, or in the same "
+            "containers."
         ) from error
     result = []
     for (path, leaf), axis in zip(
@@ -76,14 +81,15 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
         where = "hparams" + jax.tree_util.keystr(path)
         if axis != "constant" and (isinstance(axis, bool) or axis != 0):
             raise ValueError(
-                f"hparams_axes has {axis!r} for {where}; only 0 (a schedule) and None (a constant) exist."
+                f"hparams_axes has {axis!r} for {where}; only 0 (a schedule) and None (a constant) "
+                "exist."
             )
         is_schedule = axis != "constant"
         shape = jnp.shape(leaf)
         if is_schedule and (not shape or shape[0] != num_steps):
             raise ValueError(
-                f"{where} is a schedule of shape {shape}, but num_steps is {num_steps}; its leading axis must be the "
-                "step, or its entry of hparams_axes None."
+                f"{where} is a schedule of shape {shape}, but num_steps is {num_steps}; its "
+                "leading axis must be the step, or its entry of hparams_axes None."
             )
         result.append(is_schedule)
     return tuple(result)
@@ -106,14 +112,14 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
         )
     if isinstance(adjoint, Reversible) and transition.exact is None:
         raise ValueError(
-            f"adjoint=Reversible() needs an update rule that can be run backwards, and this one cannot: "
-            f"{transition.why_not}; use Checkpointed(), or a rule such as momentum, heavy_ball or adam."
+            "adjoint=Reversible() needs an update rule that can be run backwards, and this one "
+            f"cannot: {transition.why_not}; use Checkpointed(), or a rule such as momentum, "
+            "heavy_ball or adam."
         )
 
 
 def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
-    """Traces one step, so that whatever the loss, the rule or the batches raise comes before any
-    compute.
+    """Traces one step, so that what loss, rule or batches raise comes before any compute.
 
     Raises:
       ValueError: the state changes its structure, a shape or a dtype; `record` returns something
@@ -130,36 +136,35 @@ def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
     after, trace = jax.eval_shape(first, state, inputs)
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
-            f"transition.step returned a state of structure {jax.tree.structure(after)}, but transition.init made "
-            f"{jax.tree.structure(state)}; both must be the same."
+            f"transition.step returned a state of structure {jax.tree.structure(after)}, but "
+            f"transition.init made {jax.tree.structure(state)}; both must be the same."
         )
     for (path, new), old in zip(
         jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(state), strict=True
     ):
         if new.shape != jnp.shape(old) or new.dtype != jnp.result_type(old):
             raise ValueError(
-                f"transition.step changes state{jax.tree_util.keystr(path)} from {jnp.result_type(old)}{jnp.shape(old)} "
-                f"to {new.dtype}{new.shape}; a step must keep shapes and dtypes."
+                f"transition.step changes state{jax.tree_util.keystr(path)} from "
+                f"{jnp.result_type(old)}{jnp.shape(old)} to {new.dtype}{new.shape}; a step must "
+                "keep shapes and dtypes."
             )
     for path, leaf in jax.tree_util.tree_leaves_with_path(trace):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
-                f"record returned {leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}; the trace is "
-                "differentiable, so it must be floats: convert with astype(float)."
+                f"record returned {leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}; the "
+                "trace is differentiable, so it must be floats: convert with astype(float)."
             )
 
 
 def decays_in_range(trajectory: Trajectory, inputs: Inputs) -> None:
-    """Raises if a decay whose value is known at trace time cannot be run backwards; traced ones are
-    flagged at run time.
+    """Raises if a decay whose value is known at trace time cannot be run backwards.
+
+    Traced ones are flagged at run time.
 
     Raises:
       ValueError: a decay is outside [2**-7, 1].
     """
-    if any(
-        isinstance(x, jax.core.Tracer)
-        for x in jax.tree.leaves((inputs.constants, inputs.schedules))
-    ):
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((inputs.constants, inputs.schedules))):
         return
     rule = trajectory.transition.exact
 
@@ -173,8 +178,9 @@ def decays_in_range(trajectory: Trajectory, inputs: Inputs) -> None:
             if is_bad.any():
                 value = float(np.asarray(leaf)[is_bad].reshape(-1)[0])
                 raise ValueError(
-                    f"the decay of {name!r} is {value:g}; Reversible() needs decays in [2**-7, 1], which exact "
-                    "multiplication can undo: use Direct() or Checkpointed() for others."
+                    f"the decay of {name!r} is {value:g}; Reversible() needs decays in [2**-7, 1], "
+                    "which exact multiplication can undo: use Direct() or Checkpointed() for "
+                    "others."
                 )
 
 
@@ -200,8 +206,8 @@ def _guard(x: Array) -> Array:
 def _guard_jvp(primals, tangents):
     if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
         raise ValueError(
-            "data is being differentiated, but hypergradients are taken of params and hparams only; to learn the data, "
-            "put them into hparams and let the loss read them there."
+            "data is being differentiated, but hypergradients are taken of params and hparams "
+            "only; to learn the data, put them into hparams and let the loss read them there."
         )
     return primals[0], tangents[0]
 
