@@ -1,0 +1,1 @@
+"""Scripts that make one figure or table each: `python -m experiments.NAME --help`."""

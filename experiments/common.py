@@ -1,0 +1,147 @@
+"""What all experiments share: a command line from a dataclass, and results as lines of JSON."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+C = TypeVar("C")
+PACKAGES = ("hgrad_jax", "jax", "jaxlib", "numpy", "optax", "flax")
+
+
+def option(default: Any, explanation: str, choices: Sequence[Any] | None = None) -> Any:
+    """Returns a dataclass field that `parse` makes an option of, with its explanation for --help.
+
+    Args:
+      default: the value if the option is not given; it must be hashable.
+      explanation: one line, with the unit or range.
+      choices: the values allowed; None for all of the type.
+    """
+    return dataclasses.field(default=default, metadata={"help": explanation, "choices": choices})
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -> C:
+    """Returns the configuration that a command line asks for.
+
+    A field `num_steps` is the option `--num-steps`. Its type is the annotation: str, int, float,
+    Path, bool (`--x`, `--no-x`), `tuple[int, ...]` (several words), or one of these `| None`.
+
+    Args:
+      config_class: a frozen dataclass whose fields are `option`s. A ValueError of its
+        `__post_init__` ends the program as a wrong option does.
+      argv: the words after the program's name; None for those of this process.
+      description: what --help says about the program.
+
+    Raises:
+      SystemExit: 0 after --help; 2 after a message for wrong options.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     num_steps: int = option(100, "training steps")
+    ...     widths: tuple[int, ...] = option((50, 50), "hidden units of each layer")
+    >>> parse(Config, ["--widths", "7"], "An example.")
+    Config(num_steps=100, widths=(7,))
+    """
+    module = config_class.__module__
+    spec = sys.modules["__main__"].__spec__
+    name = spec.name if module == "__main__" and spec else module
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
+    hints = typing.get_type_hints(config_class)
+    fields = dataclasses.fields(typing.cast(Any, config_class))
+    for field in fields:
+        _add_option(parser, field, hints[field.name])
+    given = vars(parser.parse_args(argv))
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a result depends on besides its configuration: versions, device and dtype.
+
+    >>> sorted(environment())
+    ['cpus', 'device', 'dtype', 'machine', 'platform', 'versions', 'xla_flags']
+    """
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "platform": device.platform,
+        "device": device.device_kind,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "dtype": str(jnp.result_type(float)),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def write_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Appends `record` to a file as one line of JSON, which is on the disk on return.
+
+    Arrays become lists; infinite and NaN numbers, which JSON does not have, become null.
+
+    Args:
+      path: the file; it and its folder are made if need be.
+      record: JSON values, arrays, paths, and containers of them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    shown: Any = field.default
+    settings: dict[str, Any] = {"type": hint, "choices": field.metadata["choices"]}
+    if typing.get_origin(hint) is tuple:
+        settings = {"type": typing.get_args(hint)[0], "nargs": "+"}
+        shown = " ".join(map(str, shown))
+    elif hint is bool:
+        settings = {"action": argparse.BooleanOptionalAction}
+    if not settings.get("choices"):
+        settings |= {} if hint is bool else {"metavar": field.name.rpartition("_")[2].upper()}
+    explanation = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
+    flag = "--" + field.name.replace("_", "-")
+    parser.add_argument(flag, default=field.default, help=explanation, **settings)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        if package != "hgrad_jax":
+            return None
+        # Run from a checkout without an installation.
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return tomllib.loads(project.read_text())["project"]["version"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value
