@@ -1,0 +1,206 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import hgrad_jax as hg
+from experiments import tune_digits
+from experiments.common import environment, option, parse, write_json_line
+
+TINY = [
+    *("--num-steps", "10", "--num-meta-steps", "2", "--num-runs", "2", "--hidden", "5"),
+    *("--num-train", "40", "--num-valid", "50", "--batch-size", "20", "--learning-rate", "0.2"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    count: int = option(3, "a count, at most 100% of it")
+    rate: float | None = option(None, "a rate")
+    kind: str = option("a", "a kind", ("a", "b"))
+    is_on: bool = option(True, "a switch")
+    sizes: tuple[int, ...] = option((1, 2), "sizes")
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise ValueError("count is negative")
+
+
+class TestCommon:
+    def test_every_kind_of_option(self):
+        assert parse(Config, [], "") == Config()
+        words = "--count 5 --rate 1e-3 --kind b --no-is-on --sizes 7 8 9"
+        assert parse(Config, words.split(), "") == Config(5, 1e-3, "b", False, (7, 8, 9))
+
+    def test_help_explains_every_option(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            parse(Config, ["--help"], "What it does.")
+        assert stop.value.code == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "What it does." in text
+        for part in ("100% of it (default: 3)", "sizes (default: 1 2)", "{a,b}", "--no-is-on"):
+            assert part in text
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("--kind c", "invalid choice: 'c'"),
+            ("--count x", "invalid int value"),
+            ("--count -1", "count is negative"),
+        ],
+    )
+    def test_wrong_options_end_with_a_message(self, words, message, capsys):
+        with pytest.raises(SystemExit) as stop:
+            parse(Config, words.split(), "")
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_environment_is_json_and_names_the_library(self):
+        found = json.loads(json.dumps(environment()))
+        assert found["versions"]["jax"] == jax.__version__
+        assert found["versions"]["hgrad_jax"]
+        assert found["dtype"] == str(jnp.result_type(float))
+
+    def test_json_lines_are_appended_and_plain(self, tmp_path):
+        path = tmp_path / "new" / "lines.jsonl"
+        write_json_line(path, {"a": jnp.arange(2), "b": np.float32(0.5), "c": (1, tmp_path)})
+        write_json_line(path, {"a": np.array([np.nan, 1.0]), "b": float("inf")})
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert lines[0] == {"a": [0, 1], "b": 0.5, "c": [1, str(tmp_path)]}
+        assert lines[1] == {"a": [None, 1.0], "b": None}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The result, its folder, and how often the meta-step was traced."""
+    out, traces = tmp_path_factory.mktemp("tune"), []
+
+    @functools.wraps(tune_digits.meta_step)
+    def counted(*args, meta_step=tune_digits.meta_step, **settings):
+        traces.append(1)
+        return meta_step(*args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune_digits, "meta_step", counted)
+        result = tune_digits.main([*TINY, "--out", str(out)])
+    return result, out, len(traces)
+
+
+class TestTuneDigits:
+    def test_the_result_is_one_line_with_its_circumstances(self, done):
+        result, out, _ = done
+        (line,) = (out / "result.jsonl").read_text().splitlines()
+        read = json.loads(line)
+        assert read["config"]["num_steps"] == 10
+        assert read["seed"] == 0
+        assert read["environment"] == environment()
+        assert read["num_hparams"] == 10 + 1 + 64 + 5
+        assert read["is_restored"] == [True, True]
+        assert read["temp_bytes"] > 0
+        for when in ("before", "after"):
+            assert all(0 < loss < 3 for loss in read[when]["validation_loss"])
+            assert all(0 <= error <= 1 for error in read[when]["test_error"])
+        # A bit store of a short run has spent log2(1 / decay) bits a step, give or take a byte.
+        assert read["bits_per_step"] == pytest.approx(read["entropy_per_step"], abs=0.8)
+        assert np.mean(result["after"]["validation_loss"]) < np.mean(
+            result["before"]["validation_loss"]
+        )
+
+    def test_every_meta_step_is_recorded(self, done):
+        _, out, _ = done
+        lines = [json.loads(line) for line in (out / "meta_steps.jsonl").read_text().splitlines()]
+        assert [line["meta_step"] for line in lines] == [0, 1]
+        first, second = (line["hparams"] for line in lines)
+        np.testing.assert_allclose(first["log_learning_rate"], np.log(0.2), rtol=1e-6)
+        # Adam's first step is the sign of the gradient times its rate.
+        moved = np.subtract(second["log_learning_rate"], first["log_learning_rate"])
+        np.testing.assert_allclose(np.abs(moved), 0.1, rtol=1e-2)
+
+    def test_the_meta_step_is_traced_once(self, done):
+        assert done[2] == 1
+
+    @pytest.mark.parametrize("name", ["validation_loss", "learning_rate", "regularization"])
+    def test_a_figure_is_an_image_with_something_on_it(self, done, name):
+        image = imread(done[1] / f"{name}.png")
+        assert min(image.shape[:2]) >= 400
+        assert image[..., :3].std() > 0.05
+
+    def test_the_hypergradients_equal_those_of_stored_training(self, done):
+        config = parse(tune_digits.Config, TINY, "")
+        data = tune_digits.load_data(config)
+        by_storing = jax.jit(
+            functools.partial(tune_digits.hypergradients, config=config, adjoint=hg.Direct())
+        )
+        lines = (done[1] / "meta_steps.jsonl").read_text().splitlines()
+        for k, line in enumerate(map(json.loads, lines)):
+            hparams = tune_digits.initial_hparams(config, data.train.inputs)
+            treedef = jax.tree.structure(hparams)
+            leaves = jax.tree.leaves(line["hparams"], is_leaf=lambda x: isinstance(x, list))
+            hparams = jax.tree.unflatten(treedef, map(jnp.float32, leaves))
+            stored = by_storing(hparams, tune_digits.keys_of(config, tune_digits.TUNED, k), data)
+            np.testing.assert_allclose(line["validation_loss"], stored.value, rtol=1e-5)
+            reversed_ = jax.tree.leaves(
+                line["hypergradient"], is_leaf=lambda x: isinstance(x, list)
+            )
+            for got, each in zip(reversed_, jax.tree.leaves(stored.hparams), strict=True):
+                want = np.mean(each, axis=0)
+                assert np.linalg.norm(np.subtract(got, want)) < 1e-4 * np.linalg.norm(want)
+
+    def test_the_parts_of_the_data_are_disjoint(self):
+        data = tune_digits.load_data(tune_digits.Config())
+        sizes = [len(part.labels) for part in data]
+        assert sizes == [300, 1000, 359]
+        rows = [np.asarray(part.inputs) for part in data]
+        everything = {row.tobytes() for part in rows for row in part}
+        assert len(everything) == sum(len({row.tobytes() for row in part}) for part in rows)
+
+    def test_a_diverging_training_stops_with_the_reason_and_leaves_a_record(
+        self, tmp_path, monkeypatch
+    ):
+        # Storing the training compiles sooner, and what the flags do is the same.
+        by_storing = functools.partial(tune_digits.hypergradients, adjoint=hg.Direct())
+        monkeypatch.setattr(tune_digits, "hypergradients", by_storing)
+        with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
+            tune_digits.main([*TINY, "--learning-rate", "1e9", "--out", str(tmp_path)])
+        (line,) = (tmp_path / "meta_steps.jsonl").read_text().splitlines()
+        assert "lower the learning rate" in json.loads(line)["error"]
+        assert not (tmp_path / "result.jsonl").exists()
+
+    def test_help(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            tune_digits.main(["--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        for field in dataclasses.fields(tune_digits.Config):
+            assert "--" + field.name.replace("_", "-") in text
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("--data digitz", "invalid choice: 'digitz'"),
+            ("--momentum 1", "momentum is 1.0; it must be between 0 and 1"),
+            ("--num-steps 0", "num_steps is 0; it must be positive"),
+            ("--batch-size 500", "batch_size is 500, more than num_train"),
+        ],
+    )
+    def test_wrong_options(self, words, message, capsys):
+        with pytest.raises(SystemExit) as stop:
+            tune_digits.main(words.split())
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--data", "mnist", "--data-dir", "nowhere"], "not a folder"),
+            (["--num-valid", "5000"], "there are 1438 examples"),
+        ],
+    )
+    def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
+        with pytest.raises(SystemExit, match=message):
+            tune_digits.main([*words, "--out", str(tmp_path)])
