@@ -1,0 +1,89 @@
+"""Any optax transformation as a differentiable update rule."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from hgrad_jax.elementary.kick_drift import GradientFn, gradient_of
+from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
+
+
+class OptaxState(NamedTuple):
+    """State of an optax transformation.
+
+    Attributes:
+      params: a pytree of floating-point arrays.
+      opt_state: the transformation's own state.
+      count: int32 scalar, steps taken.
+    """
+
+    params: Params
+    opt_state: Any
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def from_optax(
+    make_tx: Callable[[Hparams], optax.GradientTransformation],
+    loss: Loss,
+    *,
+    gradient: GradientFn | None = None,
+) -> Transition:
+    """Returns the rule of an optax transformation, differentiable in its hyperparameters.
+
+    The transformation is made anew at every step, from the hyperparameters of that step; it costs
+    nothing, since all of it is traced. Schedules go into `hparams` (`hparams_axes`), not into the
+    transformation, though those work too. Not reversible. The derivatives are those of optax's
+    formulas, infinite ones included: `optax.adam` has a NaN hypergradient where a gradient is
+    exactly zero, unless `eps_root` is positive; `adam` has not.
+
+    Args:
+      make_tx: `make_tx(hparams) -> optax.GradientTransformation`, pure. The shape of its state must
+        not depend on the values of hparams.
+      loss: `loss(params, hparams, batch, key) -> scalar`.
+      gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
+
+    Returns:
+      A Transition whose state is an OptaxState.
+
+    Raises:
+      TypeError: at the first step, `make_tx` did not return a transformation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
+      >>> def make_tx(hparams):
+      ...     return optax.chain(optax.clip(hparams["clip"]), optax.sgd(hparams["rate"]))
+      >>> rule = hg.from_optax(make_tx, lambda params, hparams, batch, key: params**2 / 2)
+      >>> def end(hparams):
+      ...     start, axes = jnp.float32(4), {"rate": 0, "clip": None}
+      ...     return hg.unroll(rule, start, hparams, None, num_steps=2, hparams_axes=axes).params
+      >>> bars = jax.grad(end)({"rate": jnp.array([0.5, 0.25]), "clip": jnp.float32(3)})
+      >>> bars["clip"], bars["rate"]
+      (Array(-0.375, dtype=float32), Array([-2.25, -2.5 ], dtype=float32))
+    """
+    gradient = gradient or gradient_of(loss)
+
+    def made(hparams: Hparams) -> optax.GradientTransformation:
+        tx = make_tx(hparams)
+        if not isinstance(tx, optax.GradientTransformation):
+            raise TypeError(
+                f"make_tx returned {tx!r}; it must return an optax transformation, such as "
+                'optax.sgd(hparams["learning_rate"]).'
+            )
+        return tx
+
+    def init(params: Params, hparams: Hparams) -> OptaxState:
+        return OptaxState(params, made(hparams).init(params), jnp.int32(0))
+
+    def step(state: OptaxState, hparams: Hparams, batch: Batch, key: Array | None) -> OptaxState:
+        grads = gradient(state.params, hparams, batch, key)
+        updates, opt_state = made(hparams).update(grads, state.opt_state, state.params)
+        return OptaxState(optax.apply_updates(state.params, updates), opt_state, state.count + 1)
+
+    return Transition(
+        init,
+        step,
+        lambda state: state.params,
+        why_not="an optax transformation does not say how its update is undone",
+    )

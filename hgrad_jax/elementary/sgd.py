@@ -1,0 +1,50 @@
+"""Plain gradient descent."""
+
+from hgrad_jax.elementary.arithmetic import elementwise
+from hgrad_jax.elementary.forward_only import Slots, forward_only
+from hgrad_jax.elementary.kick_drift import GradientFn
+from hgrad_jax.elementary.source import Source, field, read
+from hgrad_jax.types import Hparams, Loss, Params, Transition
+
+
+def sgd(
+    loss: Loss,
+    *,
+    learning_rate: Source = field("learning_rate"),
+    gradient: GradientFn | None = None,
+) -> Transition:
+    """Gradient descent: x' = x - lr grad. Not reversible: `heavy_ball` with a small momentum is.
+
+    Robbins and Monro (1951); the trajectory of `optax.sgd`.
+
+    Args:
+      loss: `loss(params, hparams, batch, key) -> scalar`.
+      learning_rate: lr, a number or a function of hparams; its value is a tree prefix of params: a
+        scalar, one per tensor, or one per number.
+      gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
+
+    Returns:
+      A Transition without slots.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
+      >>> hg.unroll(rule, jnp.ones(1), {"learning_rate": 0.5}, None, num_steps=2).params
+      Array([0.25], dtype=float32)
+    """
+
+    def update(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
+        rate = read(learning_rate, hparams)
+        return slots, elementwise(
+            lambda g, learning_rate: -learning_rate * g, gradient, learning_rate=rate
+        )
+
+    return forward_only(
+        loss,
+        update=update,
+        gradient=gradient,
+        why_not=(
+            "plain gradient descent keeps no velocity, so that undoing a step takes the gradient "
+            "at the very parameters that are sought"
+        ),
+    )
