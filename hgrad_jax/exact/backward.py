@@ -138,14 +138,15 @@ def run_backward(
     floats = poison((params_bar, trees, constants_bar, schedules_bar), is_right)
     params_bar, slots_bar, constants_bar, schedules_bar = floats
     backward_info = BackwardInfo(info, mismatches, all_finite(floats), norms)
-    start_bar = KickDriftState(params_bar, slots_bar, None)
+    # None: the cotangent of an integer.
+    start_bar = KickDriftState(params_bar, slots_bar, None)  # pyright: ignore[reportArgumentType]
     return start_bar, Inputs(constants_bar, schedules_bar, None, None), backward_info
 
 
 def count_mismatches(
     start: Exact, residuals: Residuals, trajectory: Trajectory, like: Layout
 ) -> Array:
-    """Returns how many numbers differ in any bit from the encoded start, stores included: int32 scalar."""
+    """Returns how many numbers differ from the encoded start, stores included: int32 scalar."""
     rule = trajectory.transition.exact
     expected = engine.encode(rule, residuals.start, like)
     total = jnp.int32(0)

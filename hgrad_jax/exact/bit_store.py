@@ -7,8 +7,8 @@ so a digit in base d stored in exchange for one in base n < d costs log2(d / n):
 coder, without its tables.
 
 The integer stays below 2**48 between steps, in two words of fast memory. Before it would pass that,
-its low byte is *spilled*: written to a row of an array `[rows, N]` that only ever grows, one row
-for all elements together. When to spill depends on the bases alone (`spill_schedule`), so it is
+its low byte is *spilled*: written to the next row of an array `[rows, N]`, one row for all elements
+together. When to spill depends on the bases alone (`spill_schedule`), so it is
 known before the trajectory starts, is the same for all elements, and needs no host. Right after a
 spill the integer still has 40 bits, of which a base takes 24, so that rounding s // n wastes less
 than 2**-16 of it.
@@ -45,15 +45,28 @@ class BitStore(NamedTuple):
 
     Attributes:
       integer: `Wide` unsigned, words `[N]`.
-      rows: uint8 (uint16 under float64) `[rows, N]`, in the order in which they were spilled.
+      rows: uint8 (uint16 under float64) `[rows + 1, N]`, in the order in which they were spilled;
+        the last takes the writes that do not count. `[0, N]` if there is no room for any.
     """
 
     integer: Wide
     rows: Array
 
 
-def create(size: int, rows: int, word) -> BitStore:
-    """Returns a store of `size` elements, holding its fixed starting integers, with room for `rows` spills."""
+class Spill(NamedTuple):
+    """Where a store spills next, and whether it does in this step.
+
+    Attributes:
+      row: int32 scalar, below the store's number of rows if the spill is due.
+      is_due: bool scalar.
+    """
+
+    row: Array
+    is_due: Array
+
+
+def create(size: int, rows: int, word: type) -> BitStore:
+    """Returns a store of `size` elements at their fixed start, with room for `rows` spills."""
     index = jax.lax.iota(word, size) + word(1)
     bits = jnp.iinfo(word).bits
     # Two rounds of multiply and shift (Steele, Lea and Flood 2014) with 32-bit odd constants.
@@ -61,10 +74,12 @@ def create(size: int, rows: int, word) -> BitStore:
     low = (mixed ^ (mixed >> (bits // 2))) * word(0x85EBCA6B)
     high = (low ^ (low >> (bits // 2))) * word(0xC2B2AE35)
     high = low_bits(high, bits // 4 - 1) | word(1 << (bits // 4 - 1))
-    return BitStore(Wide(high, low), jnp.zeros((rows, size), _row_dtype(word)))
+    # One row more: a write that is not due must not fall on the last one that was.
+    spare = 1 if rows else 0
+    return BitStore(Wide(high, low), jnp.zeros((rows + spare, size), _row_dtype(word)))
 
 
-def _row_dtype(word) -> type:
+def _row_dtype(word: type) -> type:
     return jnp.uint8 if jnp.iinfo(word).bits == 32 else jnp.uint16
 
 
@@ -108,38 +123,37 @@ def push(rest: Array, digit: Array, base: Array) -> Wide:
     return Wide(high_product(rest, base) + (low < digit).astype(low.dtype), low)
 
 
-def push_full(rows: Array, rest: Array, digit: Array, row: Array, is_due: Array) -> BitStore:
+def push_full(rows: Array, rest: Array, digit: Array, spill: Spill) -> BitStore:
     """Appends a digit in base d = 2**digit_bits, and spills the low byte of the result if due.
 
     The row is written in any case, and counts only if it is due: under `vmap` a conditional write
-      would copy the
-    whole store.
+    would copy the whole store.
 
     Args:
       rows: the spilled rows `[rows, N]`.
-      rest, digit: unsigned words `[N]`, from `pop` and from the multiplication.
-      row: int32 scalar, where the next spill goes; clipped to the last row.
-      is_due: bool scalar.
+      rest: unsigned words `[N]`, from `pop`.
+      digit: unsigned words `[N]`, from the multiplication.
+      spill: where the row goes, and whether it is due.
     """
     width, bits = word_bits(rest), digit_bits(rest)
     if rows.shape[0]:
         byte = low_bits(digit, _row_bits(rest)).astype(rows.dtype)
-        rows = jax.lax.dynamic_update_index_in_dim(rows, byte, row, 0)
-    spilled = _shift(is_due, rest)
+        rows = jax.lax.dynamic_update_index_in_dim(rows, byte, spill.row, 0)
+    spilled = _shift(spill.is_due, rest)
     low = (rest << (bits - spilled)) | (digit >> spilled)
     return BitStore(Wide(rest >> (width - bits + spilled), low), rows)
 
 
-def pop_full(store: BitStore, row: Array, is_due: Array) -> tuple[Array, Array]:
-    """Takes the spilled byte back if due, and removes a digit in base d: the inverse of `push_full`."""
+def pop_full(store: BitStore, spill: Spill) -> tuple[Array, Array]:
+    """Takes the spilled byte back if due and removes a digit in base d: inverse of `push_full`."""
     width, bits = word_bits(store.integer.low), digit_bits(store.integer.low)
     high, low = store.integer
-    spilled = _shift(is_due, low)
+    spilled = _shift(spill.is_due, low)
     rest = (low >> (bits - spilled)) | (high << (width - bits + spilled))
     digit = low << spilled
     if store.rows.shape[0]:
-        byte = jax.lax.dynamic_index_in_dim(store.rows, row, 0, keepdims=False).astype(low.dtype)
-        digit = digit | jnp.where(is_due, byte, low.dtype.type(0))
+        byte = jax.lax.dynamic_index_in_dim(store.rows, spill.row, 0, keepdims=False)
+        digit = digit | jnp.where(spill.is_due, byte.astype(low.dtype), low.dtype.type(0))
     return rest, low_bits(digit, bits)
 
 
@@ -147,15 +161,14 @@ def _shift(is_due: Array, like: Array) -> Array:
     return jnp.where(is_due, like.dtype.type(_row_bits(like)), like.dtype.type(0))
 
 
-def spill_schedule(growth: Array, word) -> Array:
+def spill_schedule(growth: Array, word: type) -> Array:
     """Returns how many rows have been spilled before each step: int32 `[T + 1]`, rising by 0 or 1.
 
     A bound on log2(s) is followed in integers, so the schedule is a function of the decays alone;
     it stays below 3w / 2 bits.
 
     Args:
-      growth: float `[T]`, bits that each step's exchange adds to the fullest element, `0 <= growth
-        <= 7`.
+      growth: float `[T]`, bits that each step's exchange adds to the fullest element, in [0, 7].
       word: the store's word type.
     """
     bits = jnp.iinfo(word).bits
@@ -175,8 +188,8 @@ def spill_schedule(growth: Array, word) -> Array:
     return jnp.concatenate([jnp.zeros((1,), jnp.int32), rows.astype(jnp.int32)])
 
 
-def rows_needed(bits: float, word) -> int:
-    """Returns the rows that hold `bits` of entropy per element, beyond what the integers take up themselves."""
+def rows_needed(bits: float, word: type) -> int:
+    """Returns the rows that hold `bits` of entropy per element, beyond what the integers hold."""
     width = jnp.iinfo(word).bits // 4
     return max(0, int(-((width - 2 - bits) // width)))
 

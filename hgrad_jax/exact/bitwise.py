@@ -40,8 +40,7 @@ def isolate(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
 
 
 def once(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
-    """Returns `function` with its results computed once and kept, where XLA would compute them
-    again in every use.
+    """Returns `function` with its results kept, where XLA would compute them again in every use.
 
     XLA's CPU backend fuses a shared intermediate into each of its consumers; for long divisions
     that doubles the time (0.34 ms against 0.18 ms for 44,860 numbers). Other backends fuse several

@@ -17,7 +17,7 @@ cost is exactly log2(d / n) bits per number, which no lossless method can beat.
 import jax.numpy as jnp
 
 from hgrad_jax.exact import bit_store
-from hgrad_jax.exact.bit_store import LARGEST_GROWTH, BitStore
+from hgrad_jax.exact.bit_store import LARGEST_GROWTH, BitStore, Spill
 from hgrad_jax.exact.bitwise import once
 from hgrad_jax.exact.words import (
     Array,
@@ -37,7 +37,7 @@ SMALLEST_DECAY = 2.0**-LARGEST_GROWTH
 """The smallest decay that can be stored; smaller ones are flagged."""
 
 
-def numerator(decay: Array, word) -> Array:
+def numerator(decay: Array, word: type) -> Array:
     """Returns n with n / d nearest to the decay, clipped to what can be stored.
 
     Args:
@@ -69,17 +69,14 @@ def is_storable(decay: Array) -> Array:
     return jnp.all(jnp.logical_and(decay >= SMALLEST_DECAY, decay <= 1.0))
 
 
-def scale(
-    value: Wide, store: BitStore, n: Array, row: Array, is_due: Array, t: Array
-) -> tuple[Wide, BitStore]:
+def scale(value: Wide, store: BitStore, n: Array, spill: Spill, t: Array) -> tuple[Wide, BitStore]:
     """Multiplies by n / d: returns the product, and the store log2(d / n) bits longer.
 
     Args:
       value: words `[N]`, two's complement.
       store: the bit store.
       n: unsigned words, scalar or `[N]`, from `numerator`.
-      row: int32 scalar, where the store spills next.
-      is_due: bool scalar, whether it does in this step.
+      spill: where the store spills next, and whether it does in this step.
       t: int32 scalar, the scan's counter.
     """
     rest = once(bit_store.quotient, t)(store.integer, n)
@@ -92,15 +89,15 @@ def scale(
     correction = jnp.where(signed(value.high) < 0, n, n.dtype.type(0))
     high = high_product(value.high, n) - correction + (middle < middle_carry).astype(low.dtype)
     product = Wide((high << shift) | (middle >> bits), (middle << shift) | (low >> bits))
-    return product, bit_store.push_full(store.rows, rest, low_bits(low, bits), row, is_due)
+    return product, bit_store.push_full(store.rows, rest, low_bits(low, bits), spill)
 
 
 def unscale(
-    product: Wide, store: BitStore, n: Array, row: Array, is_due: Array, t: Array
+    product: Wide, store: BitStore, n: Array, spill: Spill, t: Array
 ) -> tuple[Wide, BitStore]:
     """Divides by n / d: the inverse of `scale`, bit for bit."""
     high = once(_quotient_high, t)(product, n)
-    rest, digit = bit_store.pop_full(store, row, is_due)
+    rest, digit = bit_store.pop_full(store, spill)
     bits, half = digit_bits(n), word_bits(n) // 2
     inverse = reciprocal(n)
     # What is left over, by one wrapping product: it is below n, so the word holds it.

@@ -1,6 +1,6 @@
 """One step of a kick-and-drift rule in exact integers, forward and backward, with its adjoint.
 
-The rule's three stages (kick, drift, trail; see `hgrad_jax.elementary.kick_drift`) all have one
+The rule's stages (kick, couple, drift, trail; see `hgrad_jax.elementary.kick_drift`) all have one
 shape: *some variables are multiplied by a decay and take an increment that depends on other
 variables*. So there is one function to do a stage, one to undo it and one for its adjoint, and the
 step is their sequence.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDrift, KickDriftState
 from hgrad_jax.exact import decay, fixed_point
-from hgrad_jax.exact.bit_store import BitStore
+from hgrad_jax.exact.bit_store import BitStore, Spill
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.words import Array, Wide, add, subtract
 from hgrad_jax.trees import Layout, ravel, ravel_spread, unravel
@@ -37,13 +37,6 @@ class Exact(NamedTuple):
     stores: dict[str, BitStore]
 
 
-class Spills(NamedTuple):
-    """Where and whether a store spills at one step: int32 and bool scalars."""
-
-    row: Array
-    is_due: Array
-
-
 class Stage(NamedTuple):
     """A stage's inputs bound to its function.
 
@@ -54,6 +47,10 @@ class Stage(NamedTuple):
 
     increments: Callable[[Any, Hparams, Array], dict[str, Params]]
     names: tuple[str, ...]
+
+
+Updates = tuple[dict[str, Array], dict[str, Array]]
+"""Increments `[N]` of a stage's variables, and numerators of those that decay."""
 
 
 class Stages(NamedTuple):
@@ -67,17 +64,21 @@ class Stages(NamedTuple):
 
 def stages(rule: KickDrift) -> Stages:
     """Returns the stages of a rule; `couple` and `trail` may change no variable."""
+
+    def couple(source, hparams, count):
+        gradient, slots = source
+        return rule.couple(gradient, slots, hparams, count)
+
     return Stages(
         Stage(rule.kick, rule.kicked),
-        Stage(lambda source, hparams, count: rule.couple(*source, hparams, count), rule.coupled),
+        Stage(couple, rule.coupled),
         Stage(lambda slots, hparams, count: {PARAMS: rule.drift(slots, hparams, count)}, (PARAMS,)),
         Stage(rule.trail, rule.trailing),
     )
 
 
 def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
-    """Returns how the stages see the variables: as one vector where the rule allows it, else as
-    trees.
+    """Returns how the stages see the variables: as one vector if the rule allows it, else as trees.
 
     Slicing a vector into tensors, only to scale each and join them again, costs more than the
     scaling.
@@ -135,15 +136,17 @@ def decode_state(
 
 
 def decays_of(rule: KickDrift, hparams: Hparams, count: Array, like: Layout) -> dict[str, Array]:
-    """Returns the decays as floating-point numbers: a scalar or `[N]` for each variable that decays."""
+    """Returns the decays in floating point: a scalar or `[N]` for each variable that decays."""
     return {
         name: ravel_spread(a, like, f"the decay of {name!r}")
         for name, a in rule.decays(hparams, count).items()
     }
 
 
-def isolated_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: Array, like: Layout):
-    """Evaluates a stage's increments `[N]` and decay numerators so that both directions get the same bits."""
+def isolated_stage(
+    rule: KickDrift, stage: Stage, source: Any, hparams: Hparams, t: Array, like: Layout
+) -> Updates:
+    """Evaluates a stage's increments and decay numerators, to the same bits in both directions."""
     word = fixed_point.word_dtype(like.dtype)
 
     def evaluate(source, hparams, t):
@@ -158,7 +161,12 @@ def isolated_stage(rule: KickDrift, stage: Stage, source, hparams: Hparams, t: A
 
 
 def do_stage(
-    rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array
+    rule: KickDrift,
+    stage: Stage,
+    exact: Exact,
+    updates: Updates,
+    spills: dict[str, Spill],
+    t: Array,
 ) -> Exact:
     """Decays and increments a stage's variables."""
     increments, numerators = updates
@@ -167,7 +175,7 @@ def do_stage(
         value = values[name]
         if name in numerators:
             value, stores[name] = decay.scale(
-                value, stores[name], numerators[name], *spills[name], t
+                value, stores[name], numerators[name], spills[name], t
             )
         values[name] = add(
             value, fixed_point.encode(increments[name], rule.slots[name].fraction_bits)
@@ -176,7 +184,12 @@ def do_stage(
 
 
 def undo_stage(
-    rule: KickDrift, stage: Stage, exact: Exact, updates, spills: dict[str, Spills], t: Array
+    rule: KickDrift,
+    stage: Stage,
+    exact: Exact,
+    updates: Updates,
+    spills: dict[str, Spill],
+    t: Array,
 ) -> Exact:
     """Inverse of `do_stage`, bit for bit, given the same updates."""
     increments, numerators = updates
@@ -187,7 +200,7 @@ def undo_stage(
         )
         if name in numerators:
             value, stores[name] = decay.unscale(
-                value, stores[name], numerators[name], *spills[name], t
+                value, stores[name], numerators[name], spills[name], t
             )
         values[name] = value
     return Exact(values, stores)
@@ -196,21 +209,26 @@ def undo_stage(
 def pull_stage(
     rule: KickDrift,
     stage: Stage,
-    source,
+    source: Any,
     hparams: Hparams,
     t: Array,
     like: Layout,
-    before,
-    bars,
-    numerators,
-):
-    """Adjoint of a stage: cotangents of its source, of the hyperparameters, and of its variables
-    before it.
+    before: dict[str, Array],
+    bars: dict[str, Array],
+    numerators: dict[str, Array],
+) -> tuple[Any, Hparams, dict[str, Array]]:
+    """Adjoint of a stage: cotangents of its source, the hyperparameters and its variables before.
 
     With y' = a y + k(source, hparams): source_bar = (dk/dsource)^T y'_bar, a_bar = y y'_bar with y
     *before* the stage (Maclaurin et al. 2015, algorithm 2, line 9), y_bar = a y'_bar.
 
     Args:
+      rule: the rule.
+      stage: one of its stages.
+      source: what the stage's increments are made from.
+      hparams: hyperparameters of this step.
+      t: int32 scalar, the step.
+      like: how the stages see the variables.
       before: floating-point vectors `[N]` of the stage's variables before it.
       bars: cotangents `[N]` of the variables after it.
       numerators: as `isolated_stage` returned them.
@@ -234,12 +252,15 @@ def pull_stage(
 
 def gradient_pullback(
     rule: KickDrift, slots: dict[str, Params], hparams: Hparams, t: Array, like: Layout
-):
-    """Returns `(gradient, bars) -> gradient_bar`: the adjoint of kick and couple with respect to
-    the gradient alone.
+) -> Callable[[Params, dict[str, Array]], Params]:
+    """Returns `(gradient, bars) -> gradient_bar`: the adjoint of kick and couple in the gradient.
 
     Args:
+      rule: the rule.
       slots: the kicked slots after the kick.
+      hparams: hyperparameters of this step.
+      t: int32 scalar, the step.
+      like: how the stages see the variables.
     """
 
     def pull(gradient, bars):
@@ -261,7 +282,7 @@ def gradient_pullback(
     return pull
 
 
-def ignores_first(function: Callable, *args) -> bool:
+def ignores_first(function: Callable, *args: Any) -> bool:
     """Returns whether no output of `function` depends on its first argument, read off its trace.
 
     An adjoint that ignores the point it was taken at belongs to a linear (or affine) function.

@@ -1,5 +1,4 @@
-"""Fixed point: real numbers as two-word integers, so that adding an increment can be undone
-exactly.
+"""Fixed point: real numbers as two-word integers, so that adding can be undone exactly.
 
 A number x is stored as the integer x * 2**fraction_bits. With 64 bits and the default 44 fraction
 bits the range is +-2**16 (65,536) and the resolution 5.7e-14, wide enough for weights, velocities
@@ -13,7 +12,7 @@ infinity and NaN, so that damage travels on to the positions as it would in floa
 `damage` finds it there with one integer reduction.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class Damage(NamedTuple):
     nonfinite: Array
 
 
-def word_dtype(dtype) -> type:
+def word_dtype(dtype: Any) -> type:
     """Returns the unsigned word for a floating-point dtype: uint64 for float64, else uint32."""
     return jnp.uint64 if jnp.dtype(dtype) == jnp.float64 else jnp.uint32
 
@@ -47,7 +46,7 @@ def high_fraction_bits(word: Array, fraction_bits: int) -> int:
     return word_bits(word) - scale * fraction_bits
 
 
-def largest(fraction_bits: int = DEFAULT_FRACTION_BITS, dtype=jnp.float32) -> float:
+def largest(fraction_bits: int = DEFAULT_FRACTION_BITS, dtype: Any = jnp.float32) -> float:
     """Returns the bound that numbers must stay under: an eighth of what the integer could hold.
 
     >>> largest()
@@ -58,8 +57,7 @@ def largest(fraction_bits: int = DEFAULT_FRACTION_BITS, dtype=jnp.float32) -> fl
 
 
 def encode(x: Array, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Wide:
-    """Returns x as fixed point, within a unit of the last place or x's own rounding at 2**(w -
-    fraction_bits - 25).
+    """Returns x as fixed point, within a unit of the last place: 2**-fraction_bits.
 
     Args:
       x: float32 or float64 `[*shape]`.
@@ -87,13 +85,11 @@ def encode(x: Array, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Wide:
 
 
 def decode(value: Wide, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Array:
-    """Returns fixed-point numbers as float32 (32-bit words) or float64 (64-bit words), correct to
-    an ulp.
+    """Returns fixed-point numbers as float32 (32-bit words) or float64 (64-bit words), to an ulp.
 
     Deterministic whatever it is compiled with: the only operation that rounds beyond the two
-      conversions is one
-    addition whose operands are exact. Numbers out of range come out infinite, or NaN where a NaN
-    went in.
+    conversions is one addition whose operands are exact. Numbers out of range come out infinite, or
+    NaN where a NaN went in.
 
     >>> import jax.numpy as jnp
     >>> float(decode(encode(jnp.float32(-0.75))))
@@ -115,13 +111,11 @@ def decode(value: Wide, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Array:
 
 
 def damage(value: Wide) -> Damage:
-    """Says whether numbers left the range or took in a non-finite increment (one integer
-    reduction).
+    """Says whether numbers left the range or took in a non-finite increment: one integer reduction.
 
     Args:
       value: words `[*shape]` just after an addition, never empty.
     """
-    bits = word_bits(value.high)
     magnitude = jnp.abs(signed(value.high))
     unit = magnitude.dtype.type(1 << (word_bits(value.high) - 4))
     is_damaged = jnp.any(magnitude >= unit)

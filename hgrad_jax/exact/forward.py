@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import bit_store, decay, engine, fixed_point, products
-from hgrad_jax.exact.engine import Exact, Spills
+from hgrad_jax.exact.bit_store import Spill
+from hgrad_jax.exact.engine import Exact
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
@@ -55,9 +56,9 @@ class StepInputs(NamedTuple):
     before: dict[str, Array]
     after: dict[str, Array]
 
-    def spills(self) -> dict[str, Spills]:
+    def spills(self) -> dict[str, Spill]:
         """Returns where and whether each store spills at this step."""
-        return {name: Spills(row, self.after[name] > row) for name, row in self.before.items()}
+        return {name: Spill(row, self.after[name] > row) for name, row in self.before.items()}
 
 
 class Decays(NamedTuple):
@@ -113,7 +114,12 @@ def first_hparams(trajectory: Trajectory, inputs: Inputs) -> Any:
 
 def batches(trajectory: Trajectory) -> Callable[[Any, Array], tuple[Any, Array | None]]:
     """Returns `((data, key), t) -> batch, loss key`."""
-    return lambda where, t: batch_and_key(trajectory, *where, t)
+
+    def batch_at(where, t):
+        data, key = where
+        return batch_and_key(trajectory, data, key, t)
+
+    return batch_at
 
 
 def poison(tree: Any, is_right: Array) -> Any:
@@ -154,7 +160,7 @@ def run_forward(
     view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
     no = jnp.zeros((), bool)
 
-    def step(carry, xs: StepInputs):
+    def step(carry: tuple, xs: StepInputs) -> tuple[tuple, Any]:
         exact, (overflow, nonfinite, damaged_at) = carry
         hparams = hparams_of(trajectory, inputs.constants, xs.slices)
         where = (inputs.data, inputs.key)

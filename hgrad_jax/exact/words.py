@@ -37,7 +37,7 @@ def word_bits(word: Array) -> int:
 
 
 def digit_bits(word: Array) -> int:
-    """Returns how many bits a multiplier or divisor may have: three quarters of a word, 24 or 48."""
+    """Returns how many bits a multiplier or divisor may have: 3/4 of a word, 24 or 48."""
     return 3 * word_bits(word) // 4
 
 
@@ -94,13 +94,11 @@ def reciprocal(divisor: Array) -> Array:
 def divide_digit(
     remainder: Array, limb: Array, bits: int, divisor: Array, inverse: Array
 ) -> tuple[Array, Array]:
-    """One digit of a long division: quotient and remainder of remainder * 2**bits + limb by
-    divisor.
+    """One digit of a long division: divides remainder * 2**bits + limb by divisor.
 
     The dividend itself may pass a word: only its floating-point estimate and its value modulo 2**w
-      are used. They
-    determine the quotient, since the estimate, rounded to the nearest integer, is right or one too
-    large.
+    are used. They determine the quotient, since the estimate, rounded to the nearest integer, is
+    right or one too large.
 
     Args:
       remainder: unsigned words below `divisor`.
@@ -129,7 +127,7 @@ def divide_signed(word: Array, divisor: Array, inverse: Array) -> tuple[Array, A
 
 
 def _settle(estimate: Array, dividend: Array, divisor: Array) -> tuple[Array, Array]:
-    """Makes an estimate of dividend / divisor, off by less than half, the exact quotient and remainder."""
+    """Returns the exact quotient and remainder from an estimate of the former within half."""
     # Adding 1.5 * 2**(mantissa bits) leaves the nearest integer in the low bits: much cheaper than
     # XLA's conversion, which also handles NaN and saturates.
     dtype = estimate.dtype
