@@ -13,16 +13,15 @@ from hgrad_jax.types import RunInfo, State
 
 @dataclasses.dataclass(frozen=True)
 class Checkpointed:
-    """Splits the run into segments, stores the state before each, and recomputes inside (Griewank
-    and Walther 2000).
+    """Splits the run into segments, stores the state before each, and recomputes inside.
 
-    With `branching=None` there are two levels, sqrt(T) segments of sqrt(T) steps: memory for
-    sqrt(T) states and for what the backward pass of sqrt(T) steps needs, and one extra run forward.
-    With `branching=k` segments are split in k again and again,
-    down to single steps: memory for k * log_k(T) states and the backward pass of one step, and
-      log_k(T) extra runs
-    forward; `branching=2` uses the least memory. Exact up to rounding, for every transition. Loses
-    to `Reversible()` in memory where that applies, and in time by the runs forward.
+    Griewank and Walther (2000). With `branching=None` there are two levels, sqrt(T) segments of
+    sqrt(T) steps: memory for sqrt(T) states and for what the backward pass of sqrt(T) steps needs,
+    and one extra run forward. With `branching=k` segments are split in k again and again, down to
+    single steps: memory for k * log_k(T) states and the backward pass of one step, and log_k(T)
+    extra runs forward; `branching=2` uses the least memory. Exact up to rounding, for every
+    transition. Loses to `Reversible()` in memory where that applies, and in time by the runs
+    forward.
 
     Attributes:
       branching: None for two levels, or how many parts a segment is split in, at least 2.
@@ -40,8 +39,7 @@ class Checkpointed:
             )
 
     def levels(self, num_steps: int) -> tuple[int, ...]:
-        """Returns the number of parts at each level, outermost first; their product is at least
-        `num_steps`.
+        """Returns the parts at each level, outermost first; their product is at least `num_steps`.
 
         >>> Checkpointed().levels(10_000)
         (100, 100)

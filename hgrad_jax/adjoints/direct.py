@@ -10,12 +10,12 @@ from hgrad_jax.types import RunInfo, State
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """Stores the whole trajectory and differentiates it as JAX does by itself (Franceschi et al.
-    2017, Reverse-HG).
+    """Stores the whole trajectory and differentiates it as JAX does by itself.
 
-    Exact up to rounding, for every transition, under every JAX transformation, forward mode
-    included. Memory grows by all that a step's backward pass needs, activations included, times the
-    number of steps: 1.9 MB a step for an MLP 784-50-50-50-10 at batch 250. Not for long runs.
+    Reverse-HG of Franceschi et al. (2017). Exact up to rounding, for every transition, under every
+    JAX transformation, forward mode included. Memory grows by all that a step's backward pass
+    needs, activations included, times the number of steps: 1.9 MB a step for an MLP 784-50-50-50-10
+    at batch 250. Not for long runs.
     """
 
     def run(

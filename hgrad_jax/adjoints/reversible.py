@@ -1,7 +1,8 @@
 """Reverse mode by running the training backwards, exactly (Maclaurin, Duvenaud and Adams 2015)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,26 +11,24 @@ from hgrad_jax.exact import bit_store, fixed_point
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.forward import run_forward
 from hgrad_jax.trajectory import Inputs, Trajectory
-from hgrad_jax.trees import layout
-from hgrad_jax.types import RunInfo, State
+from hgrad_jax.trees import Layout, layout
+from hgrad_jax.types import BackwardInfo, RunInfo, State
 
 
 @dataclasses.dataclass(frozen=True)
 class Reversible:
-    """Runs the steps backwards from the last state, restoring each one bit for bit, and pulls the
-    cotangents along.
+    """Runs the steps backwards, restoring each state bit for bit, and pulls the cotangents along.
 
     Memory: two states, one pair of words per number and decayed variable, and log2(1 / decay) bits
-      per number and step:
-    0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain steps, a gradient with
-    Hessian-vector product per step back, and the integer arithmetic. The trajectory is rounded to
-    fixed point with 44 fraction bits instead of float32's 24, which moves the hypergradient by
-    rounding only; it is the exact hypergradient of the run it returns.
+    per number and step: 0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain
+    steps, a gradient with Hessian-vector product per step back, and the integer arithmetic. The
+    trajectory is rounded to fixed point with 44 fraction bits instead of float32's 24, which moves
+    the hypergradient by rounding only; it is the exact hypergradient of the run it returns.
 
     Applies to rules in kick-and-drift form. Not when decays are below 2**-7, for rules without a
     decayed slot (use `Checkpointed()`), or where the compiler cannot be kept from computing
-    different bits twice: the run back checks that it ends at the bits it should, and if not every
-      cotangent is NaN and the info of `vjp` says why.
+    different bits twice: the run back checks that it ends at the bits it should, and if not, every
+    cotangent is NaN and the info of `vjp` says why.
 
     Attributes:
       smallest_decay: sets the capacity of the bit stores: they hold a run whose decays are, in
@@ -60,7 +59,7 @@ class Reversible:
                     f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 where momentum is 0.9."
                 )
 
-    def _bounds(self) -> dict[str | None, float]:
+    def _bounds(self) -> dict[Any, float]:
         """The given bounds by variable; under None the one for all others."""
         given = self.smallest_decay
         if given is None:
@@ -86,8 +85,15 @@ class Reversible:
         unrolled.defvjp(lambda state, inputs: self._forward(trajectory, state, inputs), backward)
         return unrolled(state, inputs)
 
-    def vjp(self, trajectory: Trajectory, state: State, inputs: Inputs):
-        """Returns what `run` returns and `pullback(state_bar, trace_bar) -> start_bar, inputs_bar, BackwardInfo`."""
+    def vjp(
+        self, trajectory: Trajectory, state: State, inputs: Inputs
+    ) -> tuple[tuple[State, RunInfo, Any], Callable[..., tuple[State, Inputs, BackwardInfo]]]:
+        """Returns what `run` returns, and its pullback.
+
+        Returns:
+          `(state, info, trace)`, and `pullback(state_bar, trace_bar) -> (start_bar, inputs_bar,
+          BackwardInfo)`.
+        """
         outputs, residuals = self._forward(trajectory, state, inputs)
 
         def pullback(state_bar, trace_bar):
@@ -111,10 +117,10 @@ class Reversible:
             trace_norms=self.trace_norms,
         )
 
-    def _rows(self, trajectory: Trajectory, name: str, like) -> int:
+    def _rows(self, trajectory: Trajectory, name: str, like: Layout) -> int:
         """Capacity of a variable's bit store in rows of one byte (two under float64) per number."""
         bounds = self._bounds()
-        own = trajectory.transition.exact.slots[name].smallest_decay
+        own: float = trajectory.transition.exact.slots[name].smallest_decay
         bound = bounds.get(name, bounds.get(None, own))
         # The schedule counts a little more than the entropy: rounding s // n, and its own units.
         bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 3e-5) + 2

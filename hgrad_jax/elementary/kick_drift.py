@@ -3,10 +3,9 @@
 One step of such a rule, with positions x (the parameters) and slots s (velocities, second moments):
 
     kick    s_i' = a_i * s_i + k_i(gradient at x, hparams, t)
-    couple  r_i' = b_i * r_i + c_i(gradient at x, s', hparams, t)        (slots that need other
-    slots, if any) drift   x'   = a_x * x   + f(s', r', hparams, t)
-    trail   y'   = a_y * y   + h(x', hparams, t)                         (averages of the
-    parameters, if any)
+    couple  r_i' = b_i * r_i + c_i(gradient at x, s', hparams, t)   (slots that need others, if any)
+    drift   x'   = a_x * x   + f(s', r', hparams, t)
+    trail   y'   = a_y * y   + h(x', hparams, t)                    (averages of x, if any)
 
 Every line adds to a variable something that does not depend on it, so the lines can be undone in
 reverse order: subtract h(x'), then f(s', r'), recompute the gradient at x, subtract c and k, and
@@ -99,7 +98,7 @@ class KickDriftState(NamedTuple):
 
     params: Params
     slots: dict[str, Params]
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def kick_drift(
@@ -116,8 +115,7 @@ def kick_drift(
     params: Slot = Slot(),
     is_elementwise: bool = False,
 ) -> Transition:
-    """Builds a transition that every adjoint can differentiate, `Reversible()` included, from its
-    kicks and its drift.
+    """Builds a transition from kicks and a drift, for every adjoint, `Reversible()` included.
 
     Args:
       loss: `loss(params, hparams, batch, key) -> scalar`.
@@ -148,13 +146,15 @@ def kick_drift(
       >>> rule = hg.kick_drift(
       ...     lambda params, hparams, batch, key: jnp.sum(params**2),
       ...     kick=lambda gradient, hparams, count: {"velocity": -gradient},
-      ...     drift=lambda slots, hparams, count: hparams["rate"] * jnp.clip(slots["velocity"], -1, 1),
+      ...     drift=lambda slots, hparams, count: (
+      ...         hparams["rate"] * jnp.clip(slots["velocity"], -1, 1)
+      ...     ),
       ...     decays=lambda hparams, count: {"velocity": 0.9},
       ...     slots={"velocity": hg.Slot()},
       ... )
       >>> def end(rate):
-      ...     out = hg.unroll(rule, jnp.ones(2), {"rate": rate}, None, num_steps=3, adjoint=hg.Reversible())
-      ...     return jnp.sum(out.params)
+      ...     settings = {"num_steps": 3, "adjoint": hg.Reversible()}
+      ...     return jnp.sum(hg.unroll(rule, jnp.ones(2), {"rate": rate}, None, **settings).params)
       >>> print(f"{jax.grad(end)(jnp.float32(0.01)):.4f}")
       -6.0000
     """
@@ -184,7 +184,7 @@ def kick_drift(
 
 
 def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftState]) -> Transition:
-    """Returns the transition of a rule in kick-and-drift form: its step in ordinary floating point."""
+    """Returns the transition of a kick-and-drift rule: its step in ordinary floating point."""
 
     def step(state, hparams, batch, key):
         decays = exact.decays(hparams, state.count)
@@ -214,7 +214,7 @@ def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Pa
 
 
 def gradient_of(loss: Loss) -> GradientFn:
-    """Returns `jax.grad(loss)` with respect to the parameters, after checking that the loss is a float scalar."""
+    """Returns `jax.grad(loss)` in the parameters, which checks that the loss is a float scalar."""
 
     def gradient(params, hparams, batch, key):
         return jax.grad(scalar(loss))(params, hparams, batch, key)
@@ -230,8 +230,8 @@ def scalar(loss: Loss) -> Loss:
         shape, dtype = jnp.shape(value), jnp.result_type(value)
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"loss returned {dtype} of shape {shape}; it must return one floating-point number: average over the "
-                "batch inside the loss."
+                f"loss returned {dtype} of shape {shape}; it must return one floating-point "
+                "number: average over the batch inside the loss."
             )
         return value
 

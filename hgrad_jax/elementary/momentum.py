@@ -72,7 +72,11 @@ def heavy_ball(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(params**2) / 2, learning_rate=0.25, momentum=0.5)
+      >>> rule = hg.heavy_ball(
+      ...     lambda params, hparams, batch, key: jnp.sum(params**2) / 2,
+      ...     learning_rate=0.25,
+      ...     momentum=0.5,
+      ... )
       >>> hg.unroll(rule, jnp.ones(1), {}, None, num_steps=2).params
       Array([0.4375], dtype=float32)
     """

@@ -10,8 +10,7 @@ Source = Callable[[Hparams], Any] | float
 
 
 def field(name: str) -> Callable[[Hparams], Any]:
-    """Returns a function that reads one entry of the hyperparameters: a key of a mapping or an
-    attribute.
+    """Returns a function that reads one entry of the hyperparameters: a key or an attribute.
 
     >>> field("momentum")({"momentum": 0.9})
     0.9
@@ -24,7 +23,8 @@ def field(name: str) -> Callable[[Hparams], Any]:
             return getattr(hparams, name)
         has = sorted(hparams) if isinstance(hparams, Mapping) else type(hparams).__name__
         raise ValueError(
-            f"hparams has no {name!r} (it has {has}); put it in, or pass {name}= to the rule: a number, or a function of hparams."
+            f"hparams has no {name!r} (it has {has}); put it in, or pass {name}= to the rule: a "
+            "number, or a function of hparams."
         )
 
     return read_field
