@@ -13,6 +13,7 @@ bits there is measured, in every run, by the check of the restored start;
 the price of one more gradient a step.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,10 @@ from hgrad_jax.elementary.kick_drift import KickDrift, scalar
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
 from hgrad_jax.trees import Layout, ravel, unravel
-from hgrad_jax.types import Array, Hparams, Params
+from hgrad_jax.types import Array, Batch, Hparams, Params
+
+BatchAndKey = Callable[[Any, Array], tuple[Batch, Array | None]]
+"""`(where, t) -> batch, key`, with data and key in the pytree `where`."""
 
 
 class Products(NamedTuple):
@@ -41,19 +45,23 @@ class Products(NamedTuple):
 
 def gradient_at(
     rule: KickDrift,
-    batch_and_key,
+    batch_and_key: BatchAndKey,
     params: Params,
     hparams: Hparams,
     where: Any,
     t: Array,
     like: Layout,
 ) -> Array:
-    """Returns the gradient of step t as a vector `[N]`, isolated; the batch is made inside the
-    isolation too.
+    """Returns the gradient of step t as a vector `[N]`, isolated together with the batch's making.
 
     Args:
+      rule: the rule.
       batch_and_key: `(where, t) -> batch, key`.
+      params: positions, a pytree.
+      hparams: hyperparameters of this step.
       where: data and key, a pytree.
+      t: int32 scalar, the step.
+      like: layout of the positions.
     """
 
     def evaluate(params, hparams, where, t):
@@ -64,7 +72,7 @@ def gradient_at(
 
 def products_at(
     rule: KickDrift,
-    batch_and_key,
+    batch_and_key: BatchAndKey,
     params: Params,
     hparams: Hparams,
     where: Any,
@@ -118,13 +126,22 @@ def products_at(
     return Products(gradient, *along(direction(gradient)))
 
 
-def _gradients(rule: KickDrift, params, hparams, batch, key):
+def _gradients(
+    rule: KickDrift, params: Params, hparams: Hparams, batch: Batch, key: Array | None
+) -> tuple[Params, Hparams]:
     assert rule.loss is not None
     return jax.grad(scalar(rule.loss), argnums=(0, 1))(params, hparams, batch, key)
 
 
-def is_twice_forward(rule: KickDrift, batch_and_key, params, hparams, where, t) -> bool:
-    """Returns whether the rule's gradient is that of a loss which `jvp` can differentiate after `grad`."""
+def is_twice_forward(
+    rule: KickDrift,
+    batch_and_key: BatchAndKey,
+    params: Params,
+    hparams: Hparams,
+    where: Any,
+    t: Array,
+) -> bool:
+    """Returns whether the gradient is that of a loss that `jvp` differentiates after `grad`."""
     if rule.loss is None:
         return False
 
