@@ -75,8 +75,8 @@ def check(info: Info) -> Info:
         _refuse(
             ~np.asarray(back.is_finite),
             "the hypergradient is infinite or NaN although the run is finite",
-            "the run amplifies perturbations beyond the floating-point range: shorten it or lower "
-            "the learning rate",
+            "either the outer loss is not differentiable where the run ends, or the run amplifies "
+            "perturbations beyond the floating-point range: shorten it or lower the learning rate",
         )
     return info
 

@@ -22,10 +22,10 @@ Data = Any
 State = Any
 """What a transition carries from step to step: a pytree of arrays."""
 
-Loss = Callable[[Params, Hparams, Batch, Array | None], Array]
+Loss = Callable[[Params, Hparams, Batch, Any], Array]
 """`loss(params, hparams, batch, key) -> scalar`."""
 
-BatchFn = Callable[[Data, Array, Array | None], Batch]
+BatchFn = Callable[[Data, Array, Any], Batch]
 """`batch_fn(data, t, key) -> batch`: pure, by the int32 step, called again on the way back."""
 
 

@@ -156,7 +156,14 @@ def _adam(
         return moments | kept(hparams)
 
     return kick_drift(
-        loss, kick=kick, drift=drift, decays=decays, slots=slots, gradient=gradient, params=position
+        loss,
+        kick=kick,
+        drift=drift,
+        decays=decays,
+        slots=slots,
+        gradient=gradient,
+        params=position,
+        is_elementwise=True,
     )
 
 

@@ -124,6 +124,7 @@ def rmsprop_momentum(
 
     return kick_drift(
         loss,
+        is_elementwise=True,
         kick=kick,
         couple=lambda gradient, slots, hparams, count: {
             "velocity": _divided(gradient, slots["second_moment"], read(eps, hparams))
