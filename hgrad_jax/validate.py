@@ -171,12 +171,18 @@ def decays_in_range(trajectory: Trajectory, inputs: Inputs) -> None:
     def at_step(t, slices):
         return rule.decays(hparams_of(trajectory, inputs.constants, slices), t)
 
-    steps = jnp.arange(trajectory.num_steps, dtype=jnp.int32)
-    for name, decays in jax.vmap(at_step)(steps, inputs.schedules).items():
+    # Under jit constants are values too, but only as long as nothing computed from them is traced.
+    with jax.ensure_compile_time_eval():
+        steps = jnp.arange(trajectory.num_steps, dtype=jnp.int32)
+        decays_of_run = jax.vmap(at_step)(steps, inputs.schedules)
+    for name, decays in decays_of_run.items():
         for leaf in jax.tree.leaves(decays):
-            is_bad = np.asarray((leaf < SMALLEST_DECAY) | (leaf > 1) | jnp.isnan(leaf))
+            if isinstance(leaf, Tracer):  # a source that closes over a traced value
+                continue
+            values = np.asarray(leaf)
+            is_bad = ~((values >= SMALLEST_DECAY) & (values <= 1))
             if is_bad.any():
-                value = float(np.asarray(leaf)[is_bad].reshape(-1)[0])
+                value = float(values[is_bad].reshape(-1)[0])
                 raise ValueError(
                     f"the decay of {name!r} is {value:g}; Reversible() needs decays in [2**-7, 1], "
                     "which exact multiplication can undo: use Direct() or Checkpointed() for "
