@@ -6,11 +6,11 @@ derivatives are symmetric, so `jax.jvp` of `grad(loss, (params, hparams))` along
 three: forward over reverse, about the time of two gradients, where reverse over reverse takes more
 and stores the inner graph (Pearlmutter 1994; MixFlow-MG, Kemaev et al. 2025).
 
-The gradient must come out with the bits it had on the way forward. It is evaluated in the isolated
-branch of `bitwise.isolate` and differentiated through that branch. Whether the compiler keeps its
-bits there is measured, in every run, by the check of the restored start;
-`Reversible(share_gradient=False)` evaluates it apart, by the very function of the way forward, at
-the price of one more gradient a step.
+The gradient must come out with the bits it had on the way forward. Where the kick is linear in it,
+it is evaluated in the isolated branch of `bitwise.isolate` and differentiated through that branch.
+Whether the compiler keeps its bits there is measured, in every run, by the check of the restored
+start; `Reversible(share_gradient=False)` evaluates it apart, by the very function of the way
+forward, at the price of one more gradient a step. Other kicks always pay that price.
 """
 
 from collections.abc import Callable
@@ -86,11 +86,12 @@ def products_at(
 ) -> Products:
     """Returns gradient and products of step t, for cotangents `bars` `[N]` of the slots.
 
-    The fastest of three ways that applies: `jvp` if the kick is linear in the gradient, so that u
-      is known before the gradient is;
-    `linearize` if it is not (Adam squares the gradient); `vjp` if the gradient is a user's
-    estimator, whose Jacobian need not be symmetric, or if the loss contains a `custom_vjp`, which
-    forbids `jvp`.
+    If the kick is linear in the gradient, u is known before the gradient is, and one `jvp` returns
+    all. If it is not (Adam squares the gradient), the gradient is evaluated first, apart: out of
+    `jax.linearize` it comes with other bits (measured: in all weights of a convolutional net with
+    batch normalization). So it is before `vjp`, which serves where the gradient is a user's
+    estimator, whose Jacobian need not be symmetric, or where the loss contains a `custom_vjp`,
+    which forbids `jvp`.
     """
     slots = {name: slots[name] for name in rule.kicked}
     slot_bars = {name: bars[name] for name in rule.driving}
@@ -99,31 +100,31 @@ def products_at(
     def direction(gradient):
         return unravel(ravel(pull_kick(unravel(gradient, view), slot_bars), view), like)
 
-    def evaluate(params):
-        def gradients(params, hparams, where, t):
-            params_part, hparams_part = _gradients(rule, params, hparams, *batch_and_key(where, t))
-            return ravel(params_part, like), hparams_part
+    def gradients(params, hparams, where, t):
+        params_part, hparams_part = _gradients(rule, params, hparams, *batch_and_key(where, t))
+        return ravel(params_part, like), hparams_part
 
-        return (isolate(gradients, t) if share_gradient else gradients)(params, hparams, where, t)
+    def along(tangent, function):
+        return jax.jvp(lambda p: function(p, hparams, where, t), (params,), (tangent,))
 
-    def apart(params, hparams):
-        return gradient_at(rule, batch_and_key, params, hparams, where, t, like)
-
-    if not is_twice_forward(rule, batch_and_key, params, hparams, where, t):
-        gradient, pull = jax.vjp(apart, params, hparams)
-        params_bar, hparams_bar = pull(ravel(direction(gradient), like))
-        return Products(gradient, ravel(params_bar, like), hparams_bar)
-
-    gradient = None if share_gradient else apart(params, hparams)
-    if ignores_first(direction, jnp.zeros((like.size,), like.dtype)):
+    is_forward = is_twice_forward(rule, batch_and_key, params, hparams, where, t)
+    zeros = jnp.zeros((like.size,), like.dtype)
+    if share_gradient and is_forward and ignores_first(direction, zeros):
         # The kick's adjoint is the same at any gradient.
-        tangent = direction(jnp.zeros((like.size,), like.dtype))
-        (own, _), products = jax.jvp(evaluate, (params,), (tangent,))
-        return Products(own if gradient is None else gradient, *products)
+        (gradient, _), products = along(direction(zeros), isolate(gradients, t))
+        return Products(gradient, *products)
 
-    (own, _), along = jax.linearize(evaluate, params)
-    gradient = own if gradient is None else gradient
-    return Products(gradient, *along(direction(gradient)))
+    gradient = gradient_at(rule, batch_and_key, params, hparams, where, t, like)
+    tangent = direction(gradient)
+    if is_forward:
+        return Products(gradient, *along(tangent, gradients)[1])
+
+    def estimate(params, hparams):
+        return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)
+
+    _, pull = jax.vjp(estimate, params, hparams)
+    params_bar, hparams_bar = pull(ravel(tangent, like))
+    return Products(gradient, ravel(params_bar, like), hparams_bar)
 
 
 def _gradients(
