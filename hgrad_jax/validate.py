@@ -28,6 +28,8 @@ def floating(tree: Any, name: str) -> Any:
         raise ValueError("params is an empty tree; there is nothing to train.")
     for path, leaf in leaves:
         try:
+            if isinstance(leaf, str | bytes):  # which numpy takes for the name of a dtype
+                raise TypeError
             dtype = jnp.result_type(leaf)
         except TypeError as error:
             where = name + jax.tree_util.keystr(path)

@@ -191,9 +191,11 @@ def run_forward(
         damages = [fixed_point.damage(exact.values[name]) for name in (PARAMS, *rule.trailing)]
         is_over = jnp.any(jnp.stack([damage.overflow for damage in damages]))
         is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages]))
-        # The first step at which anything happened; what follows is garbage in any case.
-        is_first = (is_over | is_nan) & ~(overflow | nonfinite)
-        flags = (overflow | is_over, nonfinite | is_nan, jnp.where(is_first, xs.t, damaged_at))
+        # Only the first step at which anything happened tells the cause; what follows is garbage.
+        is_whole = ~(overflow | nonfinite)
+        is_over, is_nan = is_over & is_whole, is_nan & is_whole
+        damaged_at = jnp.where(is_over | is_nan, xs.t, damaged_at)
+        flags = (overflow | is_over, nonfinite | is_nan, damaged_at)
         state = engine.decode_state(rule, exact.values, like, xs.t + 1)
         return (exact, flags), recorded(trajectory, state, inputs.data)
 
