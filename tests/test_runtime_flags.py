@@ -61,10 +61,10 @@ def test_numbers_beyond_the_fixed_point_range():
     assert bool(out.info.overflow)
     assert not bool(out.info.nonfinite)
     assert is_nan((out.params, out.trace, bars))
-    # The float run shows when: positions pass 2**16.
+    # The float run shows when: positions pass 2**16, or what is added to them, a step before.
     path = np.asarray(compiled(hg.Direct())(4.0, 0.9)[0].trace)
-    first = int(np.argmax(path > 4 * 2.0**32))
-    assert int(out.info.damaged_at) == first
+    first = int(out.info.damaged_at)
+    assert int(np.argmax(path > 4 * 2.0**32)) in (first, first + 1)
     message = (
         rf"left the fixed-point range at step {first}; lower the learning rate .*fraction_bits"
     )

@@ -1,0 +1,263 @@
+"""What does not fit together is refused before any step, by a sentence that names it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hgrad_jax as hg
+
+ADJOINTS = [hg.Direct(), hg.Checkpointed(), hg.Checkpointed(branching=2), hg.Reversible()]
+HPARAMS = {"learning_rate": 0.1, "momentum": 0.9}
+START = {"w": jnp.ones(3), "b": jnp.float32(0.5)}
+
+
+def loss(params, hparams, batch, key):
+    return jnp.sum((params["w"] - batch) ** 2) + params["b"] ** 2
+
+
+def given_with(changes):
+    given = {
+        "transition": hg.momentum(loss),
+        "params": START,
+        "hparams": HPARAMS,
+        "data": jnp.zeros(3),
+        "num_steps": 4,
+    } | changes
+    positional = [given.pop(name) for name in ("transition", "params", "hparams", "data")]
+    return positional, given
+
+
+def unroll(**changes):
+    positional, given = given_with(changes)
+    return hg.unroll(*positional, **given)
+
+
+def refused(error, match, **changes):
+    """Raised by `unroll` and by `vjp`."""
+    positional, given = given_with(changes)
+    for function in (hg.unroll, hg.vjp):
+        with pytest.raises(error, match=match):
+            function(*positional, **given)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "error", "match"),
+    [
+        (0, ValueError, "num_steps is 0; a run has at least one step"),
+        (-3, ValueError, "num_steps is -3"),
+        (4.0, TypeError, r"num_steps is 4.0; it must be an int"),
+        (True, TypeError, "num_steps is True"),
+        (None, TypeError, "num_steps is None"),
+    ],
+)
+def test_num_steps(num_steps, error, match):
+    refused(error, match, num_steps=num_steps)
+
+
+def test_traced_num_steps():
+    with pytest.raises(TypeError, match=r"num_steps is traced; .* static argument of jit"):
+        jax.jit(lambda n: unroll(num_steps=n).params)(4)
+
+
+def test_numpy_integers_are_integers():
+    assert unroll(num_steps=np.int64(2)).params["w"].shape == (3,)
+
+
+def test_params():
+    refused(ValueError, "params is an empty tree; there is nothing to train", params={})
+    wrong = START | {"b": jnp.int32(1)}
+    refused(TypeError, r"params\['b'\] has dtype int32, .*; convert it to float32", params=wrong)
+    wrong = START | {"b": "no"}
+    refused(TypeError, r"params\['b'\] is 'no', not an array of floats", params=wrong)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "match"),
+    [
+        (1, r"hparams\['momentum'\] has dtype int32, .*; write 1.0 for 1"),
+        (jnp.ones(3, bool), r"hparams\['momentum'\] has dtype bool"),
+        (jnp.complex64(1), r"hparams\['momentum'\] has dtype complex64"),
+        ("sgd", r"hparams\['momentum'\] is 'sgd', not an array of floats; keep such settings out"),
+    ],
+)
+def test_hparams(momentum, match):
+    refused(TypeError, match, hparams=HPARAMS | {"momentum": momentum})
+
+
+def test_a_missing_hyperparameter():
+    refused(ValueError, r"hparams has no 'momentum' \(it has", hparams={"learning_rate": 0.1})
+    refused(ValueError, "hparams has no 'momentum'", hparams=0.1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "match"),
+    [
+        (1, r"hparams_axes has 1 for hparams\['learning_rate'\]; only 0"),
+        (-1, "hparams_axes has -1"),
+        (False, "hparams_axes has False"),
+        (0.5, "hparams_axes has 0.5"),
+        ({"learning_rate": 0}, "is not a tree prefix of hparams, whose structure is"),
+        ([0, None], "is not a tree prefix of hparams"),
+    ],
+)
+def test_hparams_axes(axes, match):
+    refused(ValueError, match, hparams_axes=axes)
+
+
+@pytest.mark.parametrize("rate", [0.1, jnp.ones(5), jnp.ones((3, 4))])
+def test_schedules_of_another_length(rate):
+    refused(
+        ValueError,
+        r"hparams\['learning_rate'\] is a schedule of shape .*, but num_steps is 4; its leading",
+        hparams={"learning_rate": rate, "momentum": 0.9},
+        hparams_axes={"learning_rate": 0, "momentum": None},
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "match"),
+    [
+        ({"w": 0.1}, "learning_rate has the structure .* not a prefix of the parameters'"),
+        ({"w": jnp.ones(2), "b": 0.1}, r"learning_rate has shape \(2,\) where .* shape \(3,\)"),
+        (jnp.ones(3), r"learning_rate has shape \(3,\) where a parameter has shape \(\)"),
+    ],
+)
+def test_values_per_tensor_that_do_not_fit(rate, match):
+    refused(ValueError, match, hparams=HPARAMS | {"learning_rate": rate})
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda p, h, b, k: p["w"], r"loss returned float32 of shape \(3,\); it must return one"),
+        (lambda p, h, b, k: 1, r"loss returned int32 of shape \(\)"),
+    ],
+)
+def test_losses_that_are_no_float_scalar(adjoint, wrong, match):
+    refused(ValueError, match, transition=hg.momentum(wrong), adjoint=adjoint)
+
+
+def test_rules_that_cannot_be_reversed():
+    for make in (hg.sgd, hg.rmsprop, hg.nesterov):
+        refused(
+            ValueError,
+            r"Reversible\(\) needs an update rule that can be run backwards, .* use Checkpointed",
+            transition=make(loss),
+            adjoint=hg.Reversible(),
+        )
+
+
+@pytest.mark.parametrize("adjoint", [hg.Direct, hg.Reversible, "direct", None])
+def test_adjoints_that_are_none(adjoint):
+    refused(TypeError, "adjoint is .*; it must be an object such as Direct", adjoint=adjoint)
+
+
+def test_a_transition_that_is_none():
+    refused(TypeError, r"transition is .*; build one with hg.momentum", transition=loss)
+
+
+@pytest.mark.parametrize("bound", [0, 0.0, -0.5, 1.5, float("nan"), {"velocity": 2.0}])
+def test_smallest_decay_out_of_range(bound):
+    with pytest.raises(ValueError, match=r"smallest_decay is .*; it must be in \(0, 1\]"):
+        hg.Reversible(smallest_decay=bound)
+
+
+@pytest.mark.parametrize("branching", [1, 0, -2])
+def test_branching_out_of_range(branching):
+    with pytest.raises(ValueError, match=f"branching is {branching}; it must be at least 2"):
+        hg.Checkpointed(branching=branching)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.007, -0.5, 1.1, float("nan"), {"w": 0.9, "b": 1.5}])
+def test_decays_out_of_range(momentum):
+    refused(
+        ValueError,
+        r"the decay of 'velocity' is .*; Reversible\(\) needs decays in \[2\*\*-7, 1\]",
+        hparams=HPARAMS | {"momentum": momentum},
+        adjoint=hg.Reversible(),
+    )
+
+
+def test_one_decay_of_a_schedule_out_of_range():
+    refused(
+        ValueError,
+        "the decay of 'velocity' is 1.25;",
+        hparams=HPARAMS | {"momentum": jnp.asarray([0.5, 0.9, 1.25, 0.9])},
+        hparams_axes={"learning_rate": None, "momentum": 0},
+        adjoint=hg.Reversible(),
+    )
+
+
+def test_steps_that_change_their_state():
+    def init(params, hparams):
+        return params
+
+    def more(state, hparams, batch, key):
+        return state | {"c": state["b"]}
+
+    def wider(state, hparams, batch, key):
+        return state | {"b": jnp.ones(2)}
+
+    structure = hg.Transition(init, more, lambda state: state)
+    refused(ValueError, "transition.step returned a state of structure", transition=structure)
+    shape = hg.Transition(init, wider, lambda state: state)
+    refused(
+        ValueError,
+        r"transition.step changes state\['b'\] from float32\(\) to float32\(2,\)",
+        transition=shape,
+    )
+
+
+def test_traces_of_integers():
+    refused(
+        ValueError,
+        r"record returned int32 at \['n'\]; .* convert with astype",
+        record=lambda state, data: {"n": state.count},
+    )
+    refused(ValueError, "int32 at its root", record=lambda state, data: state.count)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_differentiating_the_data_is_refused(adjoint):
+    def end(data):
+        return jnp.sum(unroll(data=data, adjoint=adjoint).params["w"])
+
+    def pulled(data):
+        given = {"num_steps": 4, "adjoint": adjoint}
+        return jnp.sum(hg.vjp(hg.momentum(loss), START, HPARAMS, data, **given)[0].params["w"])
+
+    for function in (end, pulled):
+        for transformed in (
+            jax.grad(function),
+            jax.jit(jax.grad(function)),
+            lambda x, f=function: jax.jvp(f, (x,), (x,)),
+        ):
+            with pytest.raises(ValueError, match=r"data is being differentiated, .* into hparams"):
+                transformed(jnp.ones(3))
+
+
+def test_data_are_learned_through_the_hyperparameters():
+    """Distillation: the gradient of a data set, as every adjoint gives it."""
+
+    def distilled_loss(params, hparams, batch, key):
+        return loss(params, hparams, hparams["images"][batch], key)
+
+    def end(images, adjoint):
+        out = hg.unroll(
+            hg.momentum(distilled_loss),
+            START,
+            HPARAMS | {"images": images},
+            jnp.arange(4),
+            num_steps=4,
+            batch_fn=lambda data, t, key: data[t],
+            adjoint=adjoint,
+        )
+        return jnp.sum(out.params["w"] ** 2)
+
+    images = jax.random.normal(jax.random.key(0), (4, 3))
+    found = [jax.grad(end)(images, adjoint) for adjoint in ADJOINTS]
+    assert np.all(np.abs(found[0]) > 1e-3)
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5)
