@@ -39,7 +39,7 @@ test-slow: $(INSTALLED)  ## Run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
 
 # Without deterministic scatters and reductions a run cannot be reversed bit for bit on a GPU.
-test-gpu: export XLA_FLAGS += --xla_gpu_deterministic_ops=true
+test-gpu: override export XLA_FLAGS += --xla_gpu_deterministic_ops=true
 test-gpu: $(INSTALLED)  ## Run the tests marked gpu and a short benchmark, if there is an accelerator
 	@backend=$$($(PY) -c 'import jax; print(jax.default_backend())') || exit 1; \
 	if [ "$$backend" = cpu ]; then \
