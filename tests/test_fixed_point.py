@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hgrad_jax.exact import fixed_point, words
 
 FRACTION_BITS = [44, 52, 60]
-LARGEST = {bits: fixed_point.largest(bits) for bits in FRACTION_BITS}
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"], autouse=True)
@@ -36,7 +35,7 @@ def spread(dtype, largest, size=5000):
     numbers = (rng.choice([-1, 1], size) * sizes).astype(dtype)
     top = np.nextafter(dtype(largest), dtype(0))
     numbers = np.clip(numbers, -top, top)
-    return np.concatenate([numbers, np.array([0, 1, -1, top, -top], dtype)])
+    return np.concatenate([numbers, np.array([0, top / 2, -top / 2, top, -top], dtype)])
 
 
 @pytest.mark.parametrize("fraction_bits", FRACTION_BITS)
@@ -68,22 +67,28 @@ def test_round_trip(dtype, fraction_bits):
 
 
 @pytest.mark.parametrize("fraction_bits", FRACTION_BITS)
-@pytest.mark.parametrize("share", [-0.999, -0.5, 0.0, 0.5, 0.999])
-@pytest.mark.parametrize("wrong", ["inf", "-inf", "nan", "large", "-large"])
-def test_damage_is_recognised_after_any_addition(dtype, fraction_bits, share, wrong):
+def test_damage_is_recognised_after_any_addition(dtype, fraction_bits):
     largest = fixed_point.largest(fraction_bits, dtype)
-    named = {"large": largest, "-large": -1.5 * largest}
-    x = jnp.asarray([dtype(named.get(wrong, 0) or wrong)])
-    other = fixed_point.encode(jnp.asarray([dtype(share * largest)]), fraction_bits)
-    total = words.add(fixed_point.encode(x, fraction_bits), other)
-    damage = fixed_point.damage(total)
-    assert bool(damage.overflow) == (wrong != "nan")
-    assert bool(damage.nonfinite) == (wrong == "nan")
-    decoded = fixed_point.decode(total, fraction_bits)
-    assert np.all(np.isnan(decoded) if wrong == "nan" else np.isinf(decoded))
+    wrong = np.array([np.inf, -np.inf, largest, -1.5 * largest, np.nan], dtype)
+    others = (np.array([-0.999, -0.5, 0.0, 0.5, 0.999]) * largest).astype(dtype)
+
+    @jax.jit
+    @jax.vmap
+    def add(x, y):
+        x, y = (fixed_point.encode(value[None], fraction_bits) for value in (x, y))
+        total = words.add(x, y)
+        return fixed_point.damage(total), fixed_point.decode(total, fraction_bits)[0]
+
+    x, y = np.meshgrid(wrong, others)
+    damage, decoded = add(x.ravel(), y.ravel())
+    is_nan = np.isnan(x.ravel())
+    np.testing.assert_array_equal(damage.nonfinite, is_nan)
+    np.testing.assert_array_equal(damage.overflow, ~is_nan)
+    np.testing.assert_array_equal(np.isnan(decoded), is_nan)
+    np.testing.assert_array_equal(np.isinf(decoded), ~is_nan)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_adding_and_subtracting_an_increment_changes_nothing(data):
     """The law that exact reversal rests on; float32 sums break it almost always."""
