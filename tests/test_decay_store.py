@@ -1,5 +1,8 @@
 """Exact decays and the bit store: formulas in Python's integers, inverses bit for bit, and cost."""
 
+# JAX arrays and flax modules pass where pyright sees narrower types.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import functools
 import math
 

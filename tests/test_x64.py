@@ -1,0 +1,95 @@
+"""In float64 every adjoint agrees with central differences of the training itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hgrad_jax as hg
+from tests import regression
+
+CASES = [
+    ("momentum", "one"),
+    ("momentum", "per number and step"),
+    ("heavy_ball", "per step"),
+    ("heavy_ball", "per tensor"),
+    ("adam", "one"),
+    ("adam", "per step"),
+    ("rmsprop_momentum", "per tensor"),
+]
+STENCIL = {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}  # 8 points, error of order step**8
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def central_differences(function, flat, step):
+    """All partial derivatives of a function of a vector, to about 1e-12."""
+    offsets = jnp.asarray([s * k * step for k in STENCIL for s in (1, -1)])
+    weights = jnp.asarray([s * c / step for c in STENCIL.values() for s in (1, -1)])
+    points = flat + jnp.eye(flat.size)[:, None] * offsets[:, None]
+    values = jax.jit(jax.vmap(function))(points.reshape(-1, flat.size))
+    return values.reshape(flat.size, -1) @ weights
+
+
+@pytest.mark.parametrize(("rule", "kind"), CASES)
+def test_every_adjoint_agrees_with_central_differences(rule, kind):
+    hparams, axes = regression.hparams_and_axes(kind)
+    flat, unravel = ravel_pytree((regression.start(), hparams))
+    plain = regression.objective(rule, hg.Direct(), axes)
+    want = np.asarray(central_differences(lambda x: plain(*unravel(x)), flat, 2e-3))
+    assert want.dtype == np.float64
+    for adjoint in regression.ADJOINTS:
+        value = regression.objective(rule, adjoint, axes)
+        got = np.asarray(jax.jit(jax.grad(lambda x, f=value: f(*unravel(x))))(flat))
+        error = np.max(np.abs(got - want)) / np.max(np.abs(want))
+        assert error < 1e-9, f"{adjoint}: {error:.1e}"
+
+
+def test_reversible_restores_128_bit_numbers():
+    hparams, axes = regression.hparams_and_axes("per step")
+    out, pullback = hg.vjp(
+        hg.adam(regression.loss, b1=hg.field("momentum")),
+        regression.start(),
+        hparams,
+        regression.data(),
+        num_steps=regression.NUM_STEPS,
+        key=jnp.asarray(regression.KEY),
+        batch_fn=regression.batch_fn,
+        hparams_axes=axes,
+        adjoint=hg.Reversible(),
+    )
+    assert bool(hg.check(pullback(out.params)[1]).is_restored)
+
+
+def test_float32_parameters_stay_float32():
+    rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(params**2))
+    hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
+    for adjoint in regression.ADJOINTS:
+        start = jnp.ones(3, jnp.float32)
+        out, pullback = hg.vjp(rule, start, hparams, None, num_steps=5, adjoint=adjoint)
+        bars, info = pullback(out.params)
+        hg.check(info)
+        assert {leaf.dtype for leaf in jax.tree.leaves((out.params, bars))} == {jnp.float32}
+
+
+def test_mixed_precision_keeps_each_dtype():
+    rule = hg.momentum(
+        lambda params, hparams, batch, key: jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] ** 2)
+    )
+    start = {"a": jnp.ones(3, jnp.float32), "b": jnp.ones(2, jnp.float64)}
+    hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
+    ends = []
+    for adjoint in regression.ADJOINTS:
+        out, pullback = hg.vjp(rule, start, hparams, None, num_steps=5, adjoint=adjoint)
+        bars, info = pullback(out.params)
+        hg.check(info)
+        assert jax.tree.map(lambda x: x.dtype, (out.params, bars.params)) == jax.tree.map(
+            lambda x: x.dtype, (start, start)
+        )
+        ends.append(bars.hparams["learning_rate"])
+    np.testing.assert_allclose(ends, ends[0], rtol=1e-6)
