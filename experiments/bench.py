@@ -79,7 +79,7 @@ def measure(case: str, config: Config, console: Console) -> list[dict[str, Any]]
             "skipped": None,
         }
         if temp_bytes is not None and temp_bytes > config.memory_limit * 1e9:
-            reason = f"{temp_bytes / 1e9:.1f} GB of temporaries, limit {config.memory_limit:g} GB"
+            reason = f"{temp_bytes / 1e9:.3g} GB of temporaries, limit {config.memory_limit:g} GB"
             records[program]["skipped"] = reason
             console.print(f"{case}: {program} is not run: {reason} (--memory-limit)", markup=False)
 

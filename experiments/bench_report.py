@@ -54,7 +54,7 @@ def print_summary(
         direct, exact = seconds[case, "Direct()"], seconds[case, "Reversible()"]
         if direct and exact and exact > direct:
             losses.append((exact, f"{case}, {exact / direct:.2f} times as long"))
-    lost = min(losses)[1] if losses else "none of these cases"
+    lost = min(losses)[1] if losses else "none where both ran"
     console.print(f"Smallest case where Reversible() is slower than Direct(): {lost}.")
 
 
