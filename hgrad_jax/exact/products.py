@@ -151,10 +151,18 @@ def is_twice_forward(
             lambda p: _gradients(rule, p, hparams, *batch_and_key(where, t)), (params,), (params,)
         )
 
-    try:
-        jax.eval_shape(tangent, params, hparams, where, t)
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-        return False
-    return True
+    # A derivative of a custom_vjp is traced as this primitive, which has no value: it raises only
+    # when it is compiled, and inside a scan it is compiled even if nothing needs it.
+    jaxpr = jax.make_jaxpr(tangent)(params, hparams, where, t).jaxpr
+    return "custom_lin" not in _primitives(jaxpr)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Returns the names of all primitives in a jaxpr, nested ones included."""
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    for equation in jaxpr.eqns:
+        for leaf in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                names |= _primitives(inner)
+    return names
