@@ -252,6 +252,7 @@ def test_norms_of_the_cotangents():
         return pullback(jnp.ones_like(out.params))
 
     bars, info = pulled(5)
+    assert info.norms is not None
     assert {name: norm.shape for name, norm in info.norms.items()} == {
         "params": (5,),
         "velocity": (5,),
