@@ -230,16 +230,17 @@ def test_reversal_in_floating_point_loses_the_start():
 
     def forward(state, _):
         x, v = state
-        v = 0.9 * v - 0.1 * jnp.tanh(x - target)
+        v = 0.5 * v - 0.1 * jnp.tanh(x - target)
         return (x + 0.1 * v, v), None
 
     def backward(state, _):
         x, v = state
         x = x - 0.1 * v
-        return (x, (v + 0.1 * jnp.tanh(x - target)) / 0.9), None
+        return (x, (v + 0.1 * jnp.tanh(x - target)) / 0.5), None
 
     end, _ = jax.lax.scan(forward, start, length=200)
     back, _ = jax.lax.scan(backward, end, length=200)
+    # Each step back doubles an error of 6e-8 in v: after 200, nothing is left of the start.
     assert not np.max(np.abs(back[0] - start[0])) < 0.1
 
 
