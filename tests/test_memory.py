@@ -11,6 +11,7 @@ from flax import linen as nn
 
 import hgrad_jax as hg
 from hgrad_jax.exact import bit_store
+from hgrad_jax.exact.single import SINGLE
 from hgrad_jax.models import MLP
 from tests.problems import KEY, classifier, slices
 
@@ -153,6 +154,6 @@ def test_new_values_do_not_trace_again(adjoint):
 def test_rows_are_what_the_capacity_says():
     adjoint = hg.Reversible(smallest_decay=0.5)
     growth = temp_bytes(2000, adjoint) - temp_bytes(2000, hg.Reversible(smallest_decay=0.9))
-    rows = [bit_store.rows_needed(2000 * -math.log2(d), np.uint32) for d in (0.5, 0.9)]
+    rows = [bit_store.rows_needed(2000 * -math.log2(d), SINGLE) for d in (0.5, 0.9)]
     want = (rows[0] - rows[1]) * num_weights(small().params)
     assert growth == pytest.approx(want, rel=0.02)

@@ -229,3 +229,8 @@ def test_seed_is_checked(seed):
 def test_data_without_examples_is_refused(data, message):
     with pytest.raises(ValueError, match=message):
         num_examples(data)
+
+
+def test_drawing_needs_a_key():
+    with pytest.raises(ValueError, match=r"key is None, but with_replacement .* shuffled"):
+        with_replacement(2)(jnp.arange(5), jnp.int32(0), None)

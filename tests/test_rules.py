@@ -694,3 +694,28 @@ class TestErrors:
             return hg.unroll(rule, x, {}, None, num_steps=1, adjoint=hg.Reversible()).params
 
         np.testing.assert_allclose(jax.jit(end)(jnp.ones(2), 0.5), [0.8, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [hg.adam, hg.adamw, hg.rmsprop_momentum])
+def test_gradients_far_below_eps_are_not_lost(make):
+    """Second moments down to 1e-20 beside one of 1: a step divides by their roots."""
+    scale = jnp.asarray([1.0, 1e-3, 1e-6, 1e-8, 1e-10])
+
+    def tiny(params, hparams, batch, key):
+        return jnp.sum(scale * jnp.cosh(params - 1.0))
+
+    def end(hparams, adjoint):
+        start = jnp.linspace(-0.5, 0.5, 5)
+        out, pullback = hg.vjp(rule, start, hparams, None, num_steps=20, adjoint=adjoint)
+        bars, info = pullback(jnp.linspace(1.0, 2.0, 5))
+        return out.params, bars, info
+
+    decay = "decay" if make is hg.rmsprop_momentum else "b2"
+    rule = make(tiny, **{decay: hg.field("decay"), "eps": 1e-8})
+    hparams = {"learning_rate": 0.01, "decay": 0.99, "momentum": 0.5, "weight_decay": 0.1}
+    got, want = (jax.jit(end, static_argnums=1)(hparams, a) for a in ADJOINTS[::-3])
+    hg.check(got[2])
+    assert_close(got[0], want[0], 2e-5)
+    assert_close(got[1].params, want[1].params, 1e-4)
+    for name in ("learning_rate", "decay"):
+        assert_close(got[1].hparams[name], want[1].hparams[name], 1e-4)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hgrad_jax.exact import bit_store, fixed_point
+from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.forward import run_forward
 from hgrad_jax.trajectory import Inputs, Trajectory
@@ -19,8 +19,8 @@ from hgrad_jax.types import BackwardInfo, RunInfo, State
 class Reversible:
     """Runs the steps backwards, restoring each state bit for bit, and pulls the cotangents along.
 
-    Memory: two states, one pair of words per number and decayed variable, and log2(1 / decay) bits
-    per number and step: 0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain
+    Memory: two states, one integer per number and decayed variable, and log2(1 / decay) bits per
+    number and step: 0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain
     steps, a gradient with Hessian-vector product per step back, and the integer arithmetic. The
     trajectory is rounded to fixed point with 44 fraction bits instead of float32's 24, which moves
     the hypergradient by rounding only; it is the exact hypergradient of the run it returns.
@@ -118,10 +118,11 @@ class Reversible:
         )
 
     def _rows(self, trajectory: Trajectory, name: str, like: Layout) -> int:
-        """Capacity of a variable's bit store in rows of one byte (two under float64) per number."""
+        """Capacity of a variable's bit store in rows of one byte (two for 128-bit numbers)."""
         bounds = self._bounds()
-        own: float = trajectory.transition.exact.slots[name].smallest_decay
+        rule = trajectory.transition.exact
+        own: float = rule.slots[name].smallest_decay
         bound = bounds.get(name, bounds.get(None, own))
         # The schedule counts a little more than the entropy: rounding s // n, and its own units.
         bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 3e-5) + 2
-        return bit_store.rows_needed(bits, fixed_point.word_dtype(like.dtype))
+        return bit_store.rows_needed(bits, engine.kind_of(rule, name, like))

@@ -85,7 +85,7 @@ def with_replacement(batch_size: int) -> BatchFn:
       batch_size: examples a step, 1 <= batch_size <= N.
 
     Returns:
-      The batch function; raises as that of `minibatches`.
+      The batch function; raises as that of `minibatches`, and ValueError without a key.
 
     Raises:
       ValueError: batch_size is not a positive integer.
@@ -139,6 +139,11 @@ class _WithReplacement:
 
     def __call__(self, data: Any, t: Array, key: Array) -> Any:
         del t
+        if key is None:
+            raise ValueError(
+                "key is None, but with_replacement draws by it: pass key=jax.random.key(0) to "
+                "unroll, or use shuffled(), which has a seed of its own."
+            )
         n = _checked_length(data, self.batch_size)
         return _take(data, jax.random.randint(key, (self.batch_size,), 0, n, jnp.int32))
 

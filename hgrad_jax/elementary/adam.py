@@ -16,8 +16,8 @@ from hgrad_jax.elementary.kick_drift import PARAMS, GradientFn, Slot, kick_drift
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
 
-SECOND_MOMENT = Slot(fraction_bits=52, smallest_decay=0.9)
-"""How second moments are kept: within +-256 and to 2.2e-16."""
+SECOND_MOMENT = Slot(fraction_bits=50, smallest_decay=0.9, is_double=True)
+"""How second moments are kept: within +-1.7e7 and to 7.9e-31, the square of a gradient of 1e-15."""
 
 
 def adam(
@@ -44,10 +44,9 @@ def adam(
     it is b_t**(t+1), not the product b_0 ... b_t, and a derivative with respect to b_t contains
     that power's.
 
-    Under `Reversible()` a mean square above 256 is an overflow, which is flagged, and squares are
-    kept to 2.2e-16: gradients below sqrt(1e-16 / (1 - b2)), 3e-7 by default, may count as zero in v
-    and then move their parameter by up to lr g / eps. Where gradients are that small, pass
-    `second_moment=Slot(fraction_bits=60, ...)`: up to 1, and to 8.7e-19.
+    Under `Reversible()` second moments are kept in 128 bits: a step divides by their root, so that
+    it feels squares far below those that 64 bits can hold next to large ones. A mean square above
+    1.7e7 is an overflow, which is flagged.
 
     Args:
       loss: `loss(params, hparams, batch, key) -> scalar`.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
-from hgrad_jax.exact import bit_store, engine, products
+from hgrad_jax.exact import engine, products
 from hgrad_jax.exact.engine import Exact
 from hgrad_jax.exact.forward import (
     Residuals,
@@ -64,8 +64,8 @@ def run_backward(
 
         def retreat(exact, bars, stage, source):
             updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, view)
-            exact = engine.undo_stage(rule, stage, exact, updates, spills, xs.t)
-            before = {name: engine.read(rule, exact.values, name) for name in stage.names}
+            exact = engine.undo_stage(rule, stage, exact, updates, spills, like)
+            before = {name: engine.read(rule, exact.values, name, like) for name in stage.names}
             pulled = engine.pull_stage(
                 rule, stage, source, hparams, xs.t, view, before, bars, updates[1]
             )
@@ -148,14 +148,13 @@ def count_mismatches(
 ) -> Array:
     """Returns how many numbers differ from the encoded start, stores included: int32 scalar."""
     rule = trajectory.transition.exact
-    expected = engine.encode(rule, residuals.start, like)
+    expected = engine.encode_state(rule, residuals.start, like)
     total = jnp.int32(0)
     for name, value in start.values.items():
-        is_wrong = (value.high != expected[name].high) | (value.low != expected[name].low)
+        kind = engine.kind_of(rule, name, like)
+        is_wrong = kind.differ(value, expected[name])
         if name in start.stores:
-            integer = start.stores[name].integer
-            fresh = bit_store.create(like.size, 0, integer.low.dtype.type).integer
-            is_wrong |= (integer.high != fresh.high) | (integer.low != fresh.low)
+            is_wrong |= kind.differ(start.stores[name].integer, kind.start(like.size))
         total += jnp.sum(is_wrong, dtype=jnp.int32)
     return total
 

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDrift, KickDriftState
 from hgrad_jax.exact import decay, fixed_point
 from hgrad_jax.exact.bit_store import BitStore, Spill
 from hgrad_jax.exact.bitwise import isolate
-from hgrad_jax.exact.words import Array, Wide, add, subtract
-from hgrad_jax.trees import Layout, ravel, ravel_spread, unravel
-from hgrad_jax.types import Hparams, Params
+from hgrad_jax.exact.kinds import Integer, Kind
+from hgrad_jax.trees import Layout, ravel, ravel_spread
+from hgrad_jax.types import Array, Hparams, Params
 
 
 class Exact(NamedTuple):
@@ -33,7 +34,7 @@ class Exact(NamedTuple):
       stores: bit store of each variable that decays.
     """
 
-    values: dict[str, Wide]
+    values: dict[str, Integer]
     stores: dict[str, BitStore]
 
 
@@ -107,27 +108,55 @@ def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
     return flat if all(x.shape == vector.shape for x in jax.tree.leaves(increments)) else like
 
 
-def encode(rule: KickDrift, state: KickDriftState, like: Layout) -> dict[str, Wide]:
+def kind_of(rule: KickDrift, name: str, like: Layout) -> Kind:
+    """Returns the kind of number in which a variable is kept."""
+    return fixed_point.kind_of(like.dtype, is_double=rule.slots[name].is_double)
+
+
+def bounded(rule: KickDrift, name: str, x: Array, like: Layout) -> Array:
+    """Returns floating-point numbers with marks in place of what a variable cannot hold."""
+    return fixed_point.bounded(x, rule.slots[name].fraction_bits, kind_of(rule, name, like))
+
+
+def encode(rule: KickDrift, name: str, x: Array, like: Layout) -> Integer:
+    """Returns floating-point numbers `[N]`, from `bounded`, in the fixed point of a variable."""
+    kind = kind_of(rule, name, like)
+    return kind.encode(x, kind.fraction_factor * rule.slots[name].fraction_bits)
+
+
+def encode_state(rule: KickDrift, state: KickDriftState, like: Layout) -> dict[str, Integer]:
     """Returns the variables of a state as fixed point."""
     trees = {PARAMS: state.params, **state.slots}
-    return {
-        name: fixed_point.encode(ravel(trees[name], like), slot.fraction_bits)
-        for name, slot in rule.slots.items()
-    }
+    vectors = {name: bounded(rule, name, ravel(trees[name], like), like) for name in rule.slots}
+    return {name: encode(rule, name, vector, like) for name, vector in vectors.items()}
 
 
-def read(rule: KickDrift, values: dict[str, Wide], name: str) -> Array:
+def read(rule: KickDrift, values: dict[str, Integer], name: str, like: Layout) -> Array:
     """Returns one variable as a floating-point vector `[N]`."""
-    return fixed_point.decode(values[name], rule.slots[name].fraction_bits)
+    kind = kind_of(rule, name, like)
+    fraction_bits = kind.fraction_factor * rule.slots[name].fraction_bits
+    return kind.decode(values[name], fraction_bits, like.dtype)
 
 
-def read_tree(rule: KickDrift, values: dict[str, Wide], name: str, like: Layout) -> Params:
+def read_tree(rule: KickDrift, values: dict[str, Integer], name: str, like: Layout) -> Params:
     """Returns one variable as the layout has it: a tree like params, or a vector."""
-    return unravel(read(rule, values, name), like)
+    if like.is_flat:
+        return read(rule, values, name, like)
+    # Sliced before it is decoded: the compiler makes one loop of both.
+    words, treedef = jax.tree.flatten(values[name])
+    ends = np.cumsum([int(np.prod(shape)) for shape in like.shapes])
+    parts = zip(*(jnp.split(word, ends[:-1]) for word in words), strict=True)
+    leaves = [
+        read(rule, {name: jax.tree.unflatten(treedef, part)}, name, like)
+        .reshape(shape)
+        .astype(dtype)
+        for part, shape, dtype in zip(parts, like.shapes, like.dtypes, strict=True)
+    ]
+    return jax.tree.unflatten(like.treedef, leaves)
 
 
 def decode_state(
-    rule: KickDrift, values: dict[str, Wide], like: Layout, count: Array
+    rule: KickDrift, values: dict[str, Integer], like: Layout, count: Array
 ) -> KickDriftState:
     """Returns the floating-point state."""
     trees = {name: read_tree(rule, values, name, like) for name in rule.slots}
@@ -147,15 +176,17 @@ def isolated_stage(
     rule: KickDrift, stage: Stage, source: Any, hparams: Hparams, t: Array, like: Layout
 ) -> Updates:
     """Evaluates a stage's increments and decay numerators, to the same bits in both directions."""
-    word = fixed_point.word_dtype(like.dtype)
 
     def evaluate(source, hparams, t):
         increments = stage.increments(source, hparams, t)
         decays = decays_of(rule, hparams, t, like)
         numerators = {
-            name: decay.numerator(decays[name], word) for name in stage.names if name in decays
+            name: decay.numerator(decays[name], kind_of(rule, name, like))
+            for name in stage.names
+            if name in decays
         }
-        return {name: ravel(increments[name], like) for name in stage.names}, numerators
+        vectors = {name: ravel(increments[name], like) for name in stage.names}
+        return {name: bounded(rule, name, x, like) for name, x in vectors.items()}, numerators
 
     return isolate(evaluate, t)(source, hparams, t)
 
@@ -166,20 +197,18 @@ def do_stage(
     exact: Exact,
     updates: Updates,
     spills: dict[str, Spill],
-    t: Array,
+    like: Layout,
 ) -> Exact:
     """Decays and increments a stage's variables."""
     increments, numerators = updates
     values, stores = dict(exact.values), dict(exact.stores)
     for name in stage.names:
-        value = values[name]
+        kind, value = kind_of(rule, name, like), values[name]
         if name in numerators:
             value, stores[name] = decay.scale(
-                value, stores[name], numerators[name], spills[name], t
+                kind, value, stores[name], numerators[name], spills[name]
             )
-        values[name] = add(
-            value, fixed_point.encode(increments[name], rule.slots[name].fraction_bits)
-        )
+        values[name] = kind.add(value, encode(rule, name, increments[name], like))
     return Exact(values, stores)
 
 
@@ -189,18 +218,17 @@ def undo_stage(
     exact: Exact,
     updates: Updates,
     spills: dict[str, Spill],
-    t: Array,
+    like: Layout,
 ) -> Exact:
     """Inverse of `do_stage`, bit for bit, given the same updates."""
     increments, numerators = updates
     values, stores = dict(exact.values), dict(exact.stores)
     for name in stage.names:
-        value = subtract(
-            values[name], fixed_point.encode(increments[name], rule.slots[name].fraction_bits)
-        )
+        kind = kind_of(rule, name, like)
+        value = kind.subtract(values[name], encode(rule, name, increments[name], like))
         if name in numerators:
             value, stores[name] = decay.unscale(
-                value, stores[name], numerators[name], spills[name], t
+                kind, value, stores[name], numerators[name], spills[name]
             )
         values[name] = value
     return Exact(values, stores)
@@ -246,7 +274,7 @@ def pull_stage(
     source_bar, hparams_bar = pull((increment_bars, decay_bars))
     bars = dict(bars)
     for name, n in numerators.items():
-        bars[name] = bars[name] * decay.fraction(n)
+        bars[name] *= decay.fraction(n, kind_of(rule, name, like), like.dtype)
     return source_bar, hparams_bar, bars
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
-from hgrad_jax.exact import bit_store, decay, engine, fixed_point, products
+from hgrad_jax.exact import bit_store, decay, engine, products
 from hgrad_jax.exact.bit_store import Spill
 from hgrad_jax.exact.engine import Exact
 from hgrad_jax.trajectory import (
@@ -78,19 +78,14 @@ class Decays(NamedTuple):
 def decays_over_time(trajectory: Trajectory, inputs: Inputs, like: Layout) -> Decays:
     """Evaluates the decays of all steps, reduced over the numbers of each variable."""
     rule = trajectory.transition.exact
-    word = fixed_point.word_dtype(like.dtype)
+    kinds = {name: engine.kind_of(rule, name, like) for name in rule.slots}
 
     def at_step(t, slices):
         hparams = hparams_of(trajectory, inputs.constants, slices)
         decays = engine.decays_of(rule, hparams, t, like)
-        numerators = {name: decay.numerator(a, word) for name, a in decays.items()}
-        # One unit less: the loops evaluate the decay apart from here, and may round it to a
-        # neighbour.
-        growth = {
-            name: decay.growth(jnp.min(n) - (jnp.min(n) < jnp.max(n) + 1))
-            for name, n in numerators.items()
-        }
-        entropy = {name: jnp.mean(decay.growth(n)) for name, n in numerators.items()}
+        numerators = {name: decay.numerator(a, kinds[name]) for name, a in decays.items()}
+        growth = {name: decay.largest_growth(n, kinds[name]) for name, n in numerators.items()}
+        entropy = {name: jnp.mean(decay.growth(n, kinds[name])) for name, n in numerators.items()}
         in_range = (
             jnp.all(jnp.stack([decay.is_storable(a) for a in decays.values()])) if decays else True
         )
@@ -150,12 +145,13 @@ def run_forward(
       The last state, info and trace `[T]`; and what the way back needs.
     """
     rule, like = trajectory.transition.exact, layout(state.params)
-    word = fixed_point.word_dtype(like.dtype)
+    kinds = {name: engine.kind_of(rule, name, like) for name in rule.slots}
     decays = decays_over_time(trajectory, inputs, like)
     offsets = {
-        name: bit_store.spill_schedule(growth, word) for name, growth in decays.growth.items()
+        name: bit_store.spill_schedule(growth, kinds[name])
+        for name, growth in decays.growth.items()
     }
-    stores = {name: bit_store.create(like.size, rows(name), word) for name in offsets}
+    stores = {name: bit_store.create(kinds[name], like.size, rows(name)) for name in offsets}
     stages = engine.stages(rule)
     view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
     no = jnp.zeros((), bool)
@@ -167,7 +163,7 @@ def run_forward(
 
         def advance(exact, stage, source):
             updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, view)
-            return engine.do_stage(rule, stage, exact, updates, xs.spills(), xs.t)
+            return engine.do_stage(rule, stage, exact, updates, xs.spills(), like)
 
         def seen(name):
             return engine.read_tree(rule, exact.values, name, view)
@@ -188,7 +184,7 @@ def run_forward(
 
         # Damage to a slot reaches the positions through the drift; averages drive nothing and are
         # looked at too.
-        damages = [fixed_point.damage(exact.values[name]) for name in (PARAMS, *rule.trailing)]
+        damages = [kinds[name].damage(exact.values[name]) for name in (PARAMS, *rule.trailing)]
         is_over = jnp.any(jnp.stack([damage.overflow for damage in damages]))
         is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages]))
         # Only the first step at which anything happened tells the cause; what follows is garbage.
@@ -199,10 +195,12 @@ def run_forward(
         state = engine.decode_state(rule, exact.values, like, xs.t + 1)
         return (exact, flags), recorded(trajectory, state, inputs.data)
 
-    start = Exact(engine.encode(rule, state, like), stores)
+    start = Exact(engine.encode_state(rule, state, like), stores)
     is_finite = all_finite(state)
     is_over = (
-        jnp.any(jnp.stack([fixed_point.damage(value).overflow for value in start.values.values()]))
+        jnp.any(
+            jnp.stack([kinds[name].damage(value).overflow for name, value in start.values.items()])
+        )
         & is_finite
     )
     flags = (
@@ -223,7 +221,8 @@ def run_forward(
         if used
         else no,
         bits_per_step={
-            name: bit_store.bits_held(end.stores[name], used[name]) / trajectory.num_steps
+            name: bit_store.bits_held(kinds[name], end.stores[name], used[name], like.size)
+            / trajectory.num_steps
             for name in used
         },
         entropy_per_step={name: jnp.mean(entropy) for name, entropy in decays.entropy.items()},
