@@ -3,6 +3,7 @@
 from hgrad_jax.adjoints.checkpointed import Checkpointed as Checkpointed
 from hgrad_jax.adjoints.direct import Direct as Direct
 from hgrad_jax.adjoints.reversible import Reversible as Reversible
+from hgrad_jax.adjoints.truncated import Truncated as Truncated
 from hgrad_jax.check import HypergradientError as HypergradientError
 from hgrad_jax.check import check as check
 from hgrad_jax.elementary.adam import adam as adam

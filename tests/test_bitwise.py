@@ -108,7 +108,7 @@ def test_convolutions_with_batch_normalization_and_max_pooling(activation, num_s
 
 @slow
 def test_eight_convolutional_runs_at_once():
-    run = backwards(convolutional(nn.gelu), hg.momentum, 500, is_batched=True)
+    run = backwards(convolutional(nn.gelu), hg.momentum, 2000, is_batched=True)
     assert_restored(*run(EIGHT))
 
 
@@ -130,6 +130,17 @@ def test_rules(rule, num_steps):
     assert_restored(*backwards(SMALL, rule, num_steps)(hparams))
 
 
+@pytest.mark.parametrize(
+    ("rule", "num_steps"),
+    [(adamw, 100), *(pytest.param(rule, 2000, marks=slow) for rule in RULES)],
+)
+def test_eight_runs_of_a_rule(rule, num_steps):
+    hparams = EIGHT | {"learning_rate": EIGHT["learning_rate"] / 10}
+    bars, info = backwards(SMALL, rule, num_steps, is_batched=True)(hparams)
+    assert_restored(bars, info)
+    assert info.mismatches.shape == (8,)
+
+
 @pytest.mark.parametrize("num_steps", [100, pytest.param(2000, marks=slow)])
 def test_adam_on_a_convolutional_net(num_steps):
     """Adam's kick squares the gradient, which `jax.linearize` would return with other bits."""
@@ -148,7 +159,7 @@ def per_tensor(make):
     return jax.tree.unflatten(treedef, decays)
 
 
-@pytest.mark.parametrize(
+KINDS_OF_DECAY = pytest.mark.parametrize(
     ("make", "is_schedule"),
     [
         (lambda: random_decays(300), True),
@@ -157,10 +168,24 @@ def per_tensor(make):
     ],
     ids=["schedule", "per tensor", "per number and step"],
 )
+SCHEDULED = (("learning_rate", None), ("momentum", 0))
+
+
+@KINDS_OF_DECAY
 def test_kinds_of_decay(make, is_schedule):
     hparams = HPARAMS | {"momentum": make()}
-    axes = (("learning_rate", None), ("momentum", 0)) if is_schedule else None
+    axes = SCHEDULED if is_schedule else None
     assert_restored(*backwards(SMALL, hg.momentum, 300, axes=axes)(hparams))
+
+
+@slow
+@KINDS_OF_DECAY
+def test_eight_runs_of_kinds_of_decay(make, is_schedule):
+    eight = jax.tree.map(lambda x: jnp.linspace(0.8, 1, 8).reshape(8, *[1] * x.ndim) * x, make())
+    hparams = {"learning_rate": EIGHT["learning_rate"], "momentum": eight}
+    axes = SCHEDULED if is_schedule else None
+    run = backwards(SMALL, hg.momentum, 300, axes=axes, is_batched=True)
+    assert_restored(*run(hparams))
 
 
 def test_under_grad():

@@ -23,7 +23,7 @@ from jax import Array
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.permutation import permuted
 
-BatchFn = Callable[[Any, Array, Array], Any]
+BatchFn = Callable[[Any, Array, Array | None], Any]
 
 
 def minibatches(batch_size: int) -> BatchFn:
@@ -109,7 +109,7 @@ def full_batch() -> BatchFn:
 class _InOrder:
     batch_size: int
 
-    def __call__(self, data: Any, t: Array, key: Array) -> Any:
+    def __call__(self, data: Any, t: Array, key: Array | None) -> Any:
         del key
         n = _checked_length(data, self.batch_size)
         start = _mul_mod(jnp.asarray(t, jnp.uint32) % jnp.uint32(n), self.batch_size % n, n)
@@ -122,7 +122,7 @@ class _Shuffled:
     batch_size: int
     seed: int
 
-    def __call__(self, data: Any, t: Array, key: Array) -> Any:
+    def __call__(self, data: Any, t: Array, key: Array | None) -> Any:
         del key
         n = _checked_length(data, self.batch_size)
         epoch, step = jnp.divmod(jnp.asarray(t, jnp.uint32), jnp.uint32(n // self.batch_size))
@@ -137,7 +137,7 @@ class _Shuffled:
 class _WithReplacement:
     batch_size: int
 
-    def __call__(self, data: Any, t: Array, key: Array) -> Any:
+    def __call__(self, data: Any, t: Array, key: Array | None) -> Any:
         del t
         if key is None:
             raise ValueError(
@@ -150,7 +150,7 @@ class _WithReplacement:
 
 @dataclasses.dataclass(frozen=True)
 class _FullBatch:
-    def __call__(self, data: Any, t: Array, key: Array) -> Any:
+    def __call__(self, data: Any, t: Array, key: Array | None) -> Any:
         del t, key
         num_examples(data)
         return jax.tree.map(jnp.asarray, data)

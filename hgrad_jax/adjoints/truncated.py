@@ -1,0 +1,71 @@
+"""Truncated reverse mode: only the last steps are differentiated."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.trajectory import Inputs, Trajectory, float_run_info, float_step, recorded, steps
+from hgrad_jax.types import RunInfo, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncated:
+    """Differentiates the last `window` steps as `Direct()` does and takes the rest as given.
+
+    Truncated backpropagation through time (Williams and Peng 1990); for hyperparameters, Shaban,
+    Cheng, Hatch and Boots (2019), who show that the bias falls exponentially with the window where
+    training contracts, as it does near a strongly convex minimum. Elsewhere nothing bounds it:
+    compare with an exact adjoint on a shorter run. What a hyperparameter did before the window
+    counts as zero: so does the whole effect of the initial parameters, unless the window is the
+    run. Memory for `window` steps, and the time of their backward pass on top of the run forward.
+
+    Attributes:
+      window: k, how many steps from the end are differentiated, at least 1; with T or more of them
+        it is `Direct()`.
+
+    Raises:
+      ValueError: `window` is below 1.
+    """
+
+    window: int
+
+    def __post_init__(self):
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(
+                f"window is {self.window!r}; it must be a positive int, the number of last steps "
+                "to differentiate."
+            )
+
+    def run(
+        self, trajectory: Trajectory, state: State, inputs: Inputs
+    ) -> tuple[State, RunInfo, object]:
+        """Returns the last state, the info, and the trace `[T]`."""
+
+        def scan(inputs, state, first, last):
+            def body(state, t_and_slices):
+                t, slices = t_and_slices
+                state = float_step(
+                    trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
+                )
+                return state, recorded(trajectory, state, inputs.data)
+
+            xs = jax.tree.map(lambda x: x[first:last], (steps(trajectory), inputs.schedules))
+            return jax.lax.scan(body, state, xs)
+
+        first = max(0, trajectory.num_steps - self.window)
+        middle, early = state, None
+        if first:
+            state, constants, schedules = jax.lax.stop_gradient(
+                (state, inputs.constants, inputs.schedules)
+            )
+            given = inputs._replace(constants=constants, schedules=schedules)
+            middle, early = scan(given, state, 0, first)
+        end, late = scan(inputs, middle, first, trajectory.num_steps)
+        trace = late if early is None else jax.tree.map(join, early, late)
+        return end, float_run_info(trajectory, end), trace
+
+
+def join(early: jax.Array, late: jax.Array) -> jax.Array:
+    """Returns two parts of a trace as one."""
+    return jnp.concatenate([early, late])
