@@ -6,6 +6,9 @@ from hgrad_jax.adjoints.reversible import Reversible as Reversible
 from hgrad_jax.adjoints.truncated import Truncated as Truncated
 from hgrad_jax.check import HypergradientError as HypergradientError
 from hgrad_jax.check import check as check
+from hgrad_jax.derivatives import hvp as hvp
+from hgrad_jax.derivatives import jacobian_of_final_params as jacobian_of_final_params
+from hgrad_jax.derivatives import mixed_product as mixed_product
 from hgrad_jax.elementary.adam import adam as adam
 from hgrad_jax.elementary.adam import adamw as adamw
 from hgrad_jax.elementary.average import AverageState as AverageState

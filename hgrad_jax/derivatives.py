@@ -1,0 +1,112 @@
+"""Second derivatives of a loss, and the Jacobian of a whole training, by forward mode.
+
+`jax.jvp` of a gradient costs about two gradients and stores no graph of the gradient itself, as
+reverse over reverse does (Pearlmutter 1994).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.types import Array, Data, Hparams, Params, Transition
+from hgrad_jax.unroll import unroll
+
+
+def hvp(loss: Callable[..., Array], params: Params, direction: Params, *args: Any) -> Params:
+    """Returns the Hessian-vector product H u, with H the Hessian of the loss in `params`.
+
+    Args:
+      loss: `loss(params, *args) -> floating-point scalar`, without a `custom_vjp` inside, which
+        forbids forward mode.
+      params: pytree of floating-point arrays.
+      direction: u, like `params`.
+      *args: the loss's other arguments.
+
+    Returns:
+      A tree like `params`.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> hg.hvp(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]), jnp.array([1.0, -1.0]))
+      Array([  6., -12.], dtype=float32)
+    """
+    return jax.jvp(lambda p: jax.grad(loss)(p, *args), (params,), (direction,))[1]
+
+
+def mixed_product(
+    loss: Callable[..., Array], params: Params, hparams: Hparams, direction: Params, *args: Any
+) -> Hparams:
+    """Returns d<u, g>/dhparams, with g the gradient of the loss in `params`.
+
+    What a step of gradient descent contributes to a hypergradient (Maclaurin, Duvenaud and Adams
+    2015, algorithm 2, line 12). Mixed partial derivatives commute, so it is the derivative along u
+    of the gradient in `hparams`.
+
+    Args:
+      loss: `loss(params, hparams, *args) -> floating-point scalar`, without a `custom_vjp` inside.
+      params: pytree of floating-point arrays.
+      hparams: pytree of floating-point arrays.
+      direction: u, like `params`.
+      *args: the loss's other arguments.
+
+    Returns:
+      A tree like `hparams`.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> def loss(params, l2):
+      ...     return jnp.sum(l2 * params**2) / 2
+      >>> l2 = jnp.array([0.1, 0.2])
+      >>> hg.mixed_product(loss, jnp.array([3.0, 5.0]), l2, jnp.array([1.0, -1.0]))
+      Array([ 3., -5.], dtype=float32)
+    """
+
+    def in_hparams(p: Params) -> Hparams:
+        return jax.grad(loss, argnums=1)(p, hparams, *args)
+
+    return jax.jvp(in_hparams, (params,), (direction,))[1]
+
+
+def jacobian_of_final_params(
+    transition: Transition, params: Params, hparams: Hparams, data: Data, **settings: Any
+) -> Params:
+    """Returns the derivatives of the trained parameters with respect to every hyperparameter.
+
+    Forward mode (Franceschi, Donini, Frasconi and Pontil 2017, Forward-HG): one tangent of the
+    whole state for each number in `hparams` is carried along the training. Memory for as many
+    states, whatever the number of steps; time in proportion to it. For a few hyperparameters, then;
+    not for schedules, each step of which is a hyperparameter.
+
+    Args:
+      transition: as `unroll`.
+      params: as `unroll`.
+      hparams: as `unroll`.
+      data: as `unroll`.
+      **settings: the other arguments of `unroll`, but for `adjoint`.
+
+    Returns:
+      A tree like `params` whose leaves are trees like `hparams`, of arrays `[*param, *hparam]`.
+
+    Raises:
+      TypeError: an adjoint is given: forward mode needs none.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
+      >>> hg.jacobian_of_final_params(
+      ...     rule, jnp.array([1.0, 2.0]), {"learning_rate": jnp.float32(0.5)}, None, num_steps=2
+      ... )
+      {'learning_rate': Array([-1., -2.], dtype=float32)}
+    """
+    if "adjoint" in settings:
+        raise TypeError(
+            f"adjoint is {settings['adjoint']!r}; forward mode needs none: leave it out, or call "
+            "jax.grad of unroll."
+        )
+
+    def end(hparams: Hparams) -> Params:
+        return unroll(transition, params, hparams, data, adjoint=Direct(), **settings).params
+
+    return jax.jacfwd(end)(hparams)
