@@ -25,8 +25,13 @@ def check(info: Info) -> Info:
     Raises:
       HypergradientError: a flag is raised; the message names the first run concerned if there are
         several.
-      TypeError: `info` is traced.
+      TypeError: `info` is traced, or none of these.
     """
+    if not isinstance(info, RunInfo | BackwardInfo | Unrolled):
+        raise TypeError(
+            f"info is a {type(info).__name__}; pass the info or the Unrolled that unroll, the "
+            "pullback of vjp, or value_and_hypergradient return."
+        )
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(info)):
         raise TypeError(
             "check reads values and cannot run inside jit, grad or vmap; return the info and check "
@@ -49,8 +54,8 @@ def check(info: Info) -> Info:
     _refuse(
         run.overflow,
         f"a number left the fixed-point range {when}",
-        "lower the learning rate if training diverges, or give that variable fewer fraction_bits "
-        "in its Slot",
+        "lower the learning rate if training diverges; numbers that must be that large need fewer "
+        "fraction_bits, in the Slot that kick_drift and adam take, or another adjoint",
     )
     _refuse(
         run.decay_out_of_range,

@@ -86,7 +86,8 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
         if not _broadcasts(shape, target):
             raise ValueError(
                 f"{name} has shape {shape} where a parameter has shape {target}; give a scalar, or "
-                "a shape that broadcasts to the parameter's."
+                "a shape that broadcasts to the parameter's; a schedule, one value per step, needs "
+                "its axis named in hparams_axes."
             )
     return full
 

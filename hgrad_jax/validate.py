@@ -12,8 +12,9 @@ from jax.core import Tracer
 
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.exact.decay import SMALLEST_DECAY
+from hgrad_jax.guard import guarded
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, hparams_of, recorded
-from hgrad_jax.types import Array, Data, Hparams, State, Transition
+from hgrad_jax.types import Data, Hparams, State, Transition
 
 
 def floating(tree: Any, name: str) -> Any:
@@ -118,6 +119,13 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
             f"cannot: {transition.why_not}; use Checkpointed(), or a rule such as momentum, "
             "heavy_ball or adam."
         )
+    if isinstance(adjoint, Reversible):
+        known = list(transition.exact.slots)
+        for name in adjoint.bounds():
+            if name is not None and name not in known:
+                raise ValueError(
+                    f"smallest_decay names {name!r}, which is no variable of the rule: {known}."
+                )
 
 
 def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
@@ -198,26 +206,8 @@ def not_differentiated(data: Data) -> Data:
     Raises:
       ValueError: the data are differentiated, in reverse or forward mode.
     """
-    leaves, treedef = jax.tree.flatten(data)
-    return jax.tree.unflatten(treedef, [_guard(x) if _is_float(x) else x for x in leaves])
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
-@jax.custom_jvp
-def _guard(x: Array) -> Array:
-    return x
-
-
-def _guard_jvp(primals, tangents):
-    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        raise ValueError(
-            "data is being differentiated, but hypergradients are taken of params and hparams "
-            "only; to learn the data, put them into hparams and let the loss read them there."
-        )
-    return primals[0], tangents[0]
-
-
-_guard.defjvp(_guard_jvp, symbolic_zeros=True)
+    return guarded(
+        data,
+        "data is being differentiated, but hypergradients are taken of params and hparams only; to "
+        "learn the data, put them into hparams and let the loss read them there.",
+    )

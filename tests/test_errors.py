@@ -164,9 +164,11 @@ def test_smallest_decay_out_of_range(bound):
         hg.Reversible(smallest_decay=bound)
 
 
-@pytest.mark.parametrize("branching", [1, 0, -2])
+@pytest.mark.parametrize("branching", [1, 0, -2, 2.5])
 def test_branching_out_of_range(branching):
-    with pytest.raises(ValueError, match=f"branching is {branching}; it must be at least 2"):
+    with pytest.raises(
+        ValueError, match=f"branching is {branching}; it must be an int of at least 2"
+    ):
         hg.Checkpointed(branching=branching)
 
 
@@ -261,3 +263,95 @@ def test_data_are_learned_through_the_hyperparameters():
     assert np.all(np.abs(found[0]) > 1e-3)
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-5)
+
+
+def square(params, hparams, batch, key):
+    return hparams["l2"] * jnp.sum(params**4)
+
+
+def quartic_end(l2, adjoint):
+    hparams = {"learning_rate": 0.05, "momentum": 0.9, "l2": l2}
+    settings = {"num_steps": 5, "adjoint": adjoint}
+    return jnp.sum(hg.unroll(hg.momentum(square), jnp.ones(2), hparams, None, **settings).params)
+
+
+def pulled_back(l2):
+    hparams = {"learning_rate": 0.05, "momentum": 0.9, "l2": l2}
+    settings = {"num_steps": 5, "adjoint": hg.Reversible()}
+    out, pullback = hg.vjp(hg.momentum(square), jnp.ones(2), hparams, None, **settings)
+    return jnp.sum(out.params) + pullback(jnp.ones(2))[0].hparams["l2"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jax.grad(lambda l2: quartic_end(l2, hg.Reversible())),
+        jax.jit(jax.grad(lambda l2: quartic_end(l2, hg.Reversible()))),
+        pulled_back,
+        lambda l2: (
+            hg.value_and_hypergradient(
+                lambda params, hparams, data: jnp.sum(params),
+                hg.momentum(square),
+                jnp.ones(2),
+                {"learning_rate": 0.05, "momentum": 0.9, "l2": l2},
+                None,
+                num_steps=5,
+                adjoint=hg.Reversible(),
+            ).value
+        ),
+    ],
+    ids=["grad of grad", "grad of jit", "vjp", "value_and_hypergradient"],
+)
+def test_second_derivatives_of_integers(function):
+    """Where they would be silently wrong: the integers pass no tangents."""
+    for differentiate in (jax.grad, jax.jacfwd):
+        with pytest.raises(ValueError, match=r"no further derivatives: .* Checkpointed"):
+            differentiate(function)(0.1)
+    second = jax.grad(jax.grad(quartic_end))(0.1, hg.Direct())
+    other = jax.grad(jax.grad(quartic_end))(0.1, hg.Checkpointed())
+    assert float(second) == pytest.approx(float(other), rel=1e-4)
+
+
+def test_a_loss_that_closes_over_what_is_differentiated():
+    def value(l2):
+        def loss(params, hparams, batch, key):
+            return l2 * jnp.sum(params**2)
+
+        hparams = {"learning_rate": 0.05, "momentum": 0.9}
+        settings = {"num_steps": 5, "adjoint": hg.Reversible()}
+        return jnp.sum(hg.vjp(hg.momentum(loss), jnp.ones(2), hparams, None, **settings)[0].params)
+
+    with pytest.raises(Exception, match=r".") as caught:
+        jax.grad(value)(0.1)
+    assert "racer" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decays": lambda h, t: {"velocty": 0.9}}, "decays names 'velocty', .* 'velocity'"),
+        ({"kick": lambda g, h, t: {"speed": -g}}, r"kick returned \['speed'\]; .* \['velocity'\]"),
+        ({"kick": lambda g, h, t: -g}, r"kick returned .*; it must return a dict of"),
+    ],
+)
+@pytest.mark.parametrize("adjoint", [hg.Direct(), hg.Reversible()], ids=repr)
+def test_names_of_a_rule_of_ones_own(changes, message, adjoint):
+    parts = {
+        "kick": lambda gradient, hparams, count: {"velocity": -gradient},
+        "drift": lambda slots, hparams, count: 0.1 * slots["velocity"],
+        "decays": lambda hparams, count: {"velocity": 0.9},
+    } | changes
+    rule = hg.kick_drift(square, **parts, slots={"velocity": hg.Slot()})
+    with pytest.raises(ValueError, match=message):
+        hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=3, adjoint=adjoint)
+
+
+def test_a_capacity_for_an_unknown_variable():
+    with pytest.raises(ValueError, match=r"smallest_decay names 'velocty', .* 'velocity'"):
+        quartic_end(0.1, hg.Reversible(smallest_decay={"velocty": 0.9}))
+
+
+@pytest.mark.parametrize("info", [None, {}, 3.0])
+def test_what_can_be_checked(info):
+    with pytest.raises(TypeError, match=r"info is a .*; pass the info"):
+        hg.check(info)

@@ -719,3 +719,22 @@ def test_gradients_far_below_eps_are_not_lost(make):
     assert_close(got[1].params, want[1].params, 1e-4)
     for name in ("learning_rate", "decay"):
         assert_close(got[1].hparams[name], want[1].hparams[name], 1e-4)
+
+
+@pytest.mark.parametrize("form", ["per tensor", "per number"])
+@pytest.mark.parametrize("make", [hg.heavy_ball, hg.adamw])
+def test_decays_of_their_own_beside_scalars(make, form):
+    """The step sees one vector where everything is scalar; a decay per tensor must prevent it."""
+    weight = {"per tensor": 0.8, "per number": jnp.linspace(0.7, 0.9, 6).reshape(3, 2)}[form]
+    hparams = {"penalty": 0.1, "learning_rate": 0.05, "decay": {"w": weight, "b": 0.6}}
+    name = "momentum" if make is hg.heavy_ball else "weight_decay"
+    rule = make(loss, **{name: hg.field("decay")})
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def cotangents(adjoint):
+        settings = {"num_steps": T, "batch_fn": batch_fn, "adjoint": adjoint}
+        return hg.vjp(rule, PARAMS, hparams, DATA, **settings)[1](END_BAR)
+
+    got, info = cotangents(hg.Reversible())
+    hg.check(info)
+    assert_close(got.hparams, cotangents(hg.Direct())[0].hparams, 1e-4)

@@ -187,3 +187,37 @@ def test_a_hypergradient_that_overflows_on_a_finite_run():
     assert not is_finite(bars)
     with pytest.raises(hg.HypergradientError, match=r"although the run is finite; .* shorten it"):
         hg.check(info)
+
+
+def spike(loss_at):
+    """A rule whose drift makes a finite step of an infinite velocity."""
+    return hg.kick_drift(
+        loss_at,
+        kick=lambda gradient, hparams, count: {"velocity": -gradient},
+        drift=lambda slots, hparams, count: hparams["rate"] * jnp.clip(slots["velocity"], -1, 1),
+        decays=lambda hparams, count: {"velocity": 0.9},
+        slots={"velocity": hg.Slot()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "hparams"),
+    [
+        (spike(lambda p, h, b, k: jnp.sum(p) * b), {"rate": 0.05}),
+        (hg.adam(lambda p, h, b, k: jnp.sum(p) * b), {"learning_rate": 0.01}),
+    ],
+    ids=["clipped", "adam"],
+)
+def test_an_overflow_that_no_position_shows(rule, hparams):
+    def batch_fn(data, t, key):
+        return jnp.where(t == 3, 3e5, -1.0)
+
+    def run(hparams):
+        settings = {"num_steps": 9, "batch_fn": batch_fn, "adjoint": hg.Reversible()}
+        return hg.vjp(rule, jnp.zeros(2), hparams, None, **settings)[1](jnp.ones(2))
+
+    bars, info = jax.jit(run)(hparams)
+    assert int(info.run.damaged_at) == 3
+    assert is_nan(bars)
+    with pytest.raises(hg.HypergradientError, match="left the fixed-point range at step 3"):
+        hg.check(info)

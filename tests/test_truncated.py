@@ -82,7 +82,9 @@ def test_memory_is_of_the_window():
             return jnp.sum(out.params**2)
 
         compiled = jax.jit(jax.grad(value)).lower(0.1).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     short, long = (temp_bytes(n, hg.Truncated(10)) for n in (50, 500))
     assert short > 10 * 4 * 1000  # It does store the window.

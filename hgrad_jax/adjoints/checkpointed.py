@@ -27,15 +27,17 @@ class Checkpointed:
       branching: None for two levels, or how many parts a segment is split in, at least 2.
 
     Raises:
-      ValueError: `branching` is below 2.
+      ValueError: `branching` is below 2, or no int.
     """
 
     branching: int | None = None
 
     def __post_init__(self):
-        if self.branching is not None and self.branching < 2:
+        is_int = isinstance(self.branching, int)
+        if self.branching is not None and (not is_int or self.branching < 2):
             raise ValueError(
-                f"branching is {self.branching}; it must be at least 2, or None for two levels."
+                f"branching is {self.branching!r}; it must be an int of at least 2, or None for "
+                "two levels."
             )
 
     def levels(self, num_steps: int) -> tuple[int, ...]:

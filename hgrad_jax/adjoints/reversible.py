@@ -10,6 +10,7 @@ import numpy as np
 from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.forward import run_forward
+from hgrad_jax.guard import differentiated_once
 from hgrad_jax.trajectory import Inputs, Trajectory
 from hgrad_jax.trees import Layout, layout
 from hgrad_jax.types import BackwardInfo, RunInfo, State
@@ -25,10 +26,11 @@ class Reversible:
     trajectory is rounded to fixed point with 44 fraction bits instead of float32's 24, which moves
     the hypergradient by rounding only; it is the exact hypergradient of the run it returns.
 
-    Applies to rules in kick-and-drift form. Not when decays are below 2**-7, for rules without a
-    decayed slot (use `Checkpointed()`), or where the compiler cannot be kept from computing
-    different bits twice: the run back checks that it ends at the bits it should, and if not, every
-    cotangent is NaN and the info of `vjp` says why.
+    Applies to rules in kick-and-drift form, and to first derivatives. Not when decays are below
+    2**-7, or where the compiler cannot be kept from computing different bits twice: the run back
+    checks that it ends at the bits it should, and if not, every cotangent is NaN and the info of
+    `vjp` says why. What is added to a variable is rounded to 5.7e-14: where gradients are tiny and
+    the learning rate is huge instead, rescale the loss.
 
     Attributes:
       smallest_decay: sets the capacity of the bit stores: they hold a run whose decays are, in
@@ -53,14 +55,14 @@ class Reversible:
             # A tuple, so that the object can be hashed.
             bounds = tuple(sorted(self.smallest_decay.items()))
             object.__setattr__(self, "smallest_decay", bounds)
-        for bound in self._bounds().values():
+        for bound in self.bounds().values():
             if not 0 < bound <= 1:
                 raise ValueError(
                     f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 where momentum is 0.9."
                 )
 
-    def _bounds(self) -> dict[Any, float]:
-        """The given bounds by variable; under None the one for all others."""
+    def bounds(self) -> dict[Any, float]:
+        """Returns the given bounds by variable; under None the one for all others."""
         given = self.smallest_decay
         if given is None:
             return {}
@@ -75,6 +77,9 @@ class Reversible:
         def unrolled(state, inputs):
             return self._forward(trajectory, state, inputs)[0]
 
+        def forward(state, inputs):
+            return self._forward(trajectory, *differentiated_once((state, inputs)))
+
         def backward(residuals, bars):
             state_bar, _, trace_bar = bars
             start_bar, inputs_bar, _ = self._backward(trajectory, residuals, state_bar, trace_bar)
@@ -82,7 +87,7 @@ class Reversible:
 
         # The custom rule goes around the whole trajectory: inside a scan its residuals would be
         # stacked T times.
-        unrolled.defvjp(lambda state, inputs: self._forward(trajectory, state, inputs), backward)
+        unrolled.defvjp(forward, backward)
         return unrolled(state, inputs)
 
     def vjp(
@@ -94,7 +99,17 @@ class Reversible:
           `(state, info, trace)`, and `pullback(state_bar, trace_bar) -> (start_bar, inputs_bar,
           BackwardInfo)`.
         """
-        outputs, residuals = self._forward(trajectory, state, inputs)
+
+        @jax.custom_vjp
+        def forward(state, inputs):
+            return self._forward(trajectory, state, inputs)
+
+        # Behind a custom rule, so that what the loss closes over cannot be differentiated either;
+        # the guard raises before the rule is ever used.
+        forward.defvjp(
+            lambda state, inputs: (forward(state, inputs), None), lambda _, bars: (None, None)
+        )
+        outputs, residuals = forward(*differentiated_once((state, inputs)))
 
         def pullback(state_bar, trace_bar):
             return self._backward(trajectory, residuals, state_bar, trace_bar)
@@ -108,18 +123,19 @@ class Reversible:
         )
 
     def _backward(self, trajectory, residuals, state_bar, trace_bar):
+        inputs = differentiated_once(residuals.inputs)
         return run_backward(
             trajectory,
-            residuals,
-            state_bar,
-            trace_bar,
+            residuals._replace(inputs=inputs),
+            differentiated_once(state_bar),
+            differentiated_once(trace_bar),
             share_gradient=self.share_gradient,
             trace_norms=self.trace_norms,
         )
 
     def _rows(self, trajectory: Trajectory, name: str, like: Layout) -> int:
         """Capacity of a variable's bit store in rows of one byte (two for 128-bit numbers)."""
-        bounds = self._bounds()
+        bounds = self.bounds()
         rule = trajectory.transition.exact
         own: float = rule.slots[name].smallest_decay
         bound = bounds.get(name, bounds.get(None, own))

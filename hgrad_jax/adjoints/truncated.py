@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hgrad_jax.trajectory import Inputs, Trajectory, float_run_info, float_step, recorded, steps
 from hgrad_jax.types import RunInfo, State
@@ -31,7 +32,8 @@ class Truncated:
     window: int
 
     def __post_init__(self):
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+        is_int = isinstance(self.window, int | np.integer) and not isinstance(self.window, bool)
+        if not is_int or self.window < 1:
             raise ValueError(
                 f"window is {self.window!r}; it must be a positive int, the number of last steps "
                 "to differentiate."

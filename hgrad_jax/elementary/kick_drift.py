@@ -137,7 +137,8 @@ def kick_drift(
       params: how the positions are kept.
       is_elementwise: a promise that kick, couple and drift treat each number by itself (no norms
         over a tensor); where all factors are scalars too, `Reversible()` then hands them one long
-        vector instead of many tensors, which is faster.
+        vector instead of many tensors, which is faster. Nothing checks it: broken, the numbers are
+        wrong.
 
     Returns:
       A Transition whose state is a KickDriftState.
@@ -161,6 +162,10 @@ def kick_drift(
       >>> print(f"{jax.grad(end)(jnp.float32(0.01)):.4f}")
       -6.0000
     """
+    if PARAMS in slots:
+        raise ValueError(
+            f"slots has {PARAMS!r}, the name of the positions; call the slot otherwise."
+        )
     exact = KickDrift(
         gradient=gradient or gradient_of(loss),
         loss=loss if gradient is None else None,
@@ -191,6 +196,11 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
 
     def step(state, hparams, batch, key):
         decays = exact.decays(hparams, state.count)
+        for name in decays:
+            if name not in exact.slots:
+                raise ValueError(
+                    f"decays names {name!r}, which is no variable of the rule: {list(exact.slots)}."
+                )
         gradient = exact.gradient(state.params, hparams, batch, key)
 
         def advance(name, variable, increment):
@@ -198,9 +208,11 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
                 return jax.tree.map(jnp.add, variable, increment)
             return scale_and_add(decays[name], variable, increment, name)
 
-        kicks = exact.kick(gradient, hparams, state.count)
+        kicks = named("kick", exact.kick(gradient, hparams, state.count), exact.kicked)
         slots = {name: advance(name, state.slots[name], kicks[name]) for name in exact.kicked}
-        couples = exact.couple(gradient, slots, hparams, state.count)
+        couples = named(
+            "couple", exact.couple(gradient, slots, hparams, state.count), exact.coupled
+        )
         slots |= {name: advance(name, state.slots[name], couples[name]) for name in exact.coupled}
         params = advance(PARAMS, state.params, exact.drift(slots, hparams, state.count))
         trails = exact.trail(params, hparams, state.count)
@@ -208,6 +220,14 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
         return KickDriftState(params, slots, state.count + 1)
 
     return Transition(init, step, lambda state: state.params, exact)
+
+
+def named(stage: str, increments: Any, names: tuple[str, ...]) -> dict[str, Params]:
+    """Returns what a stage returned, after checking that it is a mapping of its slots."""
+    if not isinstance(increments, Mapping) or set(increments) != set(names):
+        what = list(increments) if isinstance(increments, Mapping) else type(increments).__name__
+        raise ValueError(f"{stage} returned {what}; it must return a dict of {list(names)}.")
+    return dict(increments)
 
 
 def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Params:

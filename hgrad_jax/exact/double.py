@@ -221,7 +221,7 @@ def start(size: int) -> Wide:
 def log2(integer: Wide) -> Array:
     """As `Kind.log2`."""
     high = integer.high.astype(jnp.float32) * 2.0**64
-    return jnp.log2(high + integer.low.astype(jnp.float32))
+    return jnp.log2(jnp.maximum(high + integer.low.astype(jnp.float32), 1))
 
 
 @in_64_bits

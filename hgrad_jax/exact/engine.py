@@ -99,13 +99,15 @@ def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
             rule.couple(gradient, kicked, hparams, count),
             rule.drift(driving, hparams, count),
             rule.trail(params, hparams, count),
-        )
+        ), rule.decays(hparams, count)
 
     try:
-        increments = jax.eval_shape(every_stage, vector, slots, vector, hparams)
+        increments, decays = jax.eval_shape(every_stage, vector, slots, vector, hparams)
     except ValueError:  # A factor per tensor or per number does not spread over a vector.
         return like
-    return flat if all(x.shape == vector.shape for x in jax.tree.leaves(increments)) else like
+    is_vector = all(x.shape == vector.shape for x in jax.tree.leaves(increments))
+    is_scalar = all(getattr(a, "shape", None) == () for a in decays.values())
+    return flat if is_vector and is_scalar else like
 
 
 def kind_of(rule: KickDrift, name: str, like: Layout) -> Kind:

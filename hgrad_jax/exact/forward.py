@@ -182,9 +182,8 @@ def run_forward(
         if rule.trailing:
             exact = advance(exact, stages.trail, seen(PARAMS))
 
-        # Damage to a slot reaches the positions through the drift; averages drive nothing and are
-        # looked at too.
-        damages = [kinds[name].damage(exact.values[name]) for name in (PARAMS, *rule.trailing)]
+        # Every variable: a drift may make a harmless number of an infinite slot.
+        damages = [kinds[name].damage(value) for name, value in exact.values.items()]
         is_over = jnp.any(jnp.stack([damage.overflow for damage in damages]))
         is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages]))
         # Only the first step at which anything happened tells the cause; what follows is garbage.

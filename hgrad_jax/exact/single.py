@@ -114,7 +114,7 @@ def start(size: int) -> Array:
 @in_64_bits
 def log2(integer: Array) -> Array:
     """As `Kind.log2`."""
-    return jnp.log2(signed(integer).astype(jnp.float32))
+    return jnp.log2(jnp.maximum(signed(integer).astype(jnp.float32), 1))
 
 
 @in_64_bits

@@ -1,0 +1,43 @@
+"""Values that must not be differentiated, and say so when they are."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.types import Array
+
+
+def guarded(tree: Any, message: str) -> Any:
+    """Returns a pytree, and raises a ValueError with this message when it is differentiated."""
+
+    @jax.custom_jvp
+    def guard(x: Array) -> Array:
+        return x
+
+    def refuse(primals, tangents):
+        if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+            raise ValueError(message)
+        return primals[0], tangents[0]
+
+    guard.defjvp(refuse, symbolic_zeros=True)
+    return jax.tree.map(lambda x: guard(x) if is_float(x) else x, tree)
+
+
+def is_float(x: Any) -> bool:
+    """Returns whether a value is of floating point."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def differentiated_once(tree: Any) -> Any:
+    """Returns a pytree that only the rule of `Reversible()` may differentiate, by itself, once.
+
+    Raises:
+      ValueError: something else differentiates through it.
+    """
+    return guarded(
+        tree,
+        "adjoint is Reversible(), whose integers have no further derivatives: for second "
+        "derivatives, or to differentiate what hg.vjp and hg.value_and_hypergradient return, use "
+        "Direct() or Checkpointed(); for first derivatives take jax.grad of hg.unroll.",
+    )
