@@ -135,7 +135,8 @@ def test_rules(rule, num_steps):
     [(adamw, 100), *(pytest.param(rule, 2000, marks=slow) for rule in RULES)],
 )
 def test_eight_runs_of_a_rule(rule, num_steps):
-    hparams = EIGHT | {"learning_rate": EIGHT["learning_rate"] / 10}
+    # Small rates: at 2e-3 RMSProp amplifies perturbations beyond float32, which is flagged.
+    hparams = EIGHT | {"learning_rate": EIGHT["learning_rate"] / 100}
     bars, info = backwards(SMALL, rule, num_steps, is_batched=True)(hparams)
     assert_restored(bars, info)
     assert info.mismatches.shape == (8,)
