@@ -39,12 +39,12 @@ class Slot(NamedTuple):
     Attributes:
       fraction_bits: of a 64-bit number; 44 gives a range of +-65,536 and a resolution of 5.7e-14.
         A 128-bit number has twice as many.
-      is_double: whether to use 128 bits in float32 training too (in float64 training, always).
-        Second moments need it, since their square root divides: 50 fraction bits, doubled, give
-        +-1.7e7 and 7.9e-31.
       smallest_decay: for the capacity of the bit store: it holds a run whose decays are, in
         geometric mean over the steps, at least this, in (0, 1]. `Reversible(smallest_decay=...)`
         overrides it.
+      is_double: whether to use 128 bits in float32 training too (in float64 training, always).
+        Second moments need it, since their square root divides: 50 fraction bits, doubled, give
+        +-1.7e7 and 7.9e-31.
     """
 
     fraction_bits: int = DEFAULT_FRACTION_BITS
