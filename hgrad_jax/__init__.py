@@ -1,5 +1,6 @@
 """Hypergradients: gradients through training, exact to the last bit."""
 
+from hgrad_jax.adjoints.base import Adjoint as Adjoint
 from hgrad_jax.adjoints.checkpointed import Checkpointed as Checkpointed
 from hgrad_jax.adjoints.direct import Direct as Direct
 from hgrad_jax.adjoints.reversible import Reversible as Reversible

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax import validate
+from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import (
@@ -65,7 +66,7 @@ def value_and_hypergradient(
     batch_fn: BatchFn | None = None,
     hparams_axes: Any = None,
     record: Callable[[State, Data], Any] | None = None,
-    adjoint: Any = Direct(),
+    adjoint: Adjoint = Direct(),
 ) -> Hypergradient:
     """Trains as `unroll` does and returns the objective of the result with its hypergradient.
 

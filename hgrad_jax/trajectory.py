@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.types import Array, Batch, BatchFn, Data, Hparams, RunInfo, State, Transition
+from hgrad_jax.types import (
+    Array,
+    Batch,
+    BatchFn,
+    Data,
+    Hparams,
+    Params,
+    RunInfo,
+    State,
+    Transition,
+)
 
 BATCH_ROLE, LOSS_ROLE = 0, 1
 
@@ -69,13 +79,10 @@ def hparams_of(trajectory: Trajectory, constants: tuple, slices: tuple) -> Hpara
     return jax.tree.unflatten(trajectory.treedef, leaves)
 
 
-def hparams_at(trajectory: Trajectory, hparams: Hparams, t: int) -> Hparams:
-    """Returns the hyperparameters of step t."""
-    leaves = [
-        x[t] if s else x
-        for x, s in zip(jax.tree.leaves(hparams), trajectory.is_schedule, strict=True)
-    ]
-    return jax.tree.unflatten(trajectory.treedef, leaves)
+def first_state(trajectory: Trajectory, params: Params, inputs: Inputs) -> State:
+    """Returns the state before step 0, made with the hyperparameters of step 0."""
+    slices = jax.tree.map(lambda x: x[0], inputs.schedules)
+    return trajectory.transition.init(params, hparams_of(trajectory, inputs.constants, slices))
 
 
 def batch_and_key(

@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hgrad_jax import validate
+from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.adjoints.reversible import Reversible
-from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_at, inputs
+from hgrad_jax.trajectory import Trajectory, inputs
 from hgrad_jax.types import (
     BackwardInfo,
     BatchFn,
     Data,
     Hparams,
     Params,
-    RunInfo,
     State,
     Transition,
     Unrolled,
@@ -50,7 +48,7 @@ def unroll(
     batch_fn: BatchFn | None = None,
     hparams_axes: Any = None,
     record: Callable[[State, Data], Any] | None = None,
-    adjoint: Any = Direct(),
+    adjoint: Adjoint = Direct(),
 ) -> Unrolled:
     """Trains for `num_steps` steps; differentiable in `params` and `hparams` as `adjoint` says.
 
@@ -90,10 +88,10 @@ def unroll(
       >>> print(f"{jax.grad(end)(jnp.float32(0.1)):.3f}")
       29.358
     """
-    trajectory, state, given = _start(
+    trajectory, params, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
-    state, info, trace = adjoint.run(trajectory, state, given)
+    state, info, trace = adjoint.run(trajectory, params, given)
     return Unrolled(transition.params(state), state, jax.lax.stop_gradient(info), trace)
 
 
@@ -108,7 +106,7 @@ def vjp(
     batch_fn: BatchFn | None = None,
     hparams_axes: Any = None,
     record: Callable[[State, Data], Any] | None = None,
-    adjoint: Any = Direct(),
+    adjoint: Adjoint = Direct(),
 ) -> tuple[Unrolled, Callable[..., tuple[Bars, BackwardInfo]]]:
     """Trains as `unroll` does, and returns the run with its pullback.
 
@@ -128,33 +126,22 @@ def vjp(
       >>> bool(hg.check(info).is_restored)
       True
     """
-    trajectory, state, given = _start(
+    trajectory, params, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
-    _, pull_start = jax.vjp(
-        lambda p, h: transition.init(p, hparams_at(trajectory, h, 0)), params, hparams
-    )
-    if hasattr(adjoint, "vjp"):
-        (end, info, trace), pull_run = adjoint.vjp(trajectory, state, given)
-    else:
-        (end, info, trace), pull_run = _pullback_of_run(adjoint, trajectory, state, given)
+    (end, info, trace), pull_run = adjoint.vjp(trajectory, params, given)
     read, pull_params = jax.vjp(transition.params, end)
     unrolled = Unrolled(read, end, info, trace)
 
     def pullback(params_bar, trace_bar=None):
         (end_bar,) = pull_params(params_bar)
         zeros = jax.tree.map(jnp.zeros_like, trace) if trace_bar is None else trace_bar
-        start_bar, inputs_bar, found = pull_run(end_bar, zeros)
-        start_bar = _with_float0(start_bar, state)
-        params_start, hparams_start = pull_start(start_bar)
+        params_bar, inputs_bar, info = pull_run(end_bar, zeros)
         leaves = [
             c if s is None else s
             for c, s in zip(inputs_bar.constants, inputs_bar.schedules, strict=True)
         ]
-        through_run = jax.tree.unflatten(trajectory.treedef, leaves)
-        bars = Bars(params_start, jax.tree.map(jnp.add, hparams_start, through_run))
-        info_back = found if found is not None else BackwardInfo(info, None, all_finite(bars))
-        return bars, info_back
+        return Bars(params_bar, jax.tree.unflatten(trajectory.treedef, leaves)), info
 
     return unrolled, pullback
 
@@ -162,49 +149,16 @@ def vjp(
 def _start(
     transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
 ):
-    """Checks everything that can be checked before the first step, and builds its state."""
+    """Checks everything that can be checked before the first step."""
+    validate.adjoint_serves(adjoint, transition)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
     trajectory = Trajectory(
         transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), record
     )
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
-    validate.adjoint_serves(adjoint, transition)
     data = validate.not_differentiated(data)
-    state = transition.init(params, hparams_at(trajectory, hparams, 0))
     given = inputs(trajectory, hparams, data, key)
-    validate.step(trajectory, state, given)
-    if isinstance(adjoint, Reversible):
-        validate.decays_in_range(trajectory, given)
-    return trajectory, state, given
-
-
-def _pullback_of_run(
-    adjoint: Any, trajectory: Trajectory, state: State, given: Inputs
-) -> tuple[tuple[State, RunInfo, Any], Callable[..., Any]]:
-    """Returns what `adjoint.run` returns, and its pullback as JAX has it."""
-
-    def run(state, constants, schedules):
-        end, info, trace = adjoint.run(
-            trajectory, state, given._replace(constants=constants, schedules=schedules)
-        )
-        return (end, trace), info
-
-    (end, trace), pull, info = jax.vjp(run, state, given.constants, given.schedules, has_aux=True)
-
-    def pull_run(end_bar, trace_bar):
-        start_bar, constants_bar, schedules_bar = pull((end_bar, trace_bar))
-        return start_bar, Inputs(constants_bar, schedules_bar, None, None), None
-
-    return (end, info, trace), pull_run
-
-
-def _with_float0(bar: State, state: State) -> State:
-    """Puts JAX's zero cotangent where an adjoint returned None for an integer of the state."""
-    leaves, treedef = jax.tree.flatten(state)
-    bars = treedef.flatten_up_to(bar)
-    filled = [
-        np.zeros(x.shape, jax.dtypes.float0) if b is None else b
-        for b, x in zip(bars, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, filled)
+    validate.step(trajectory, params, given)
+    adjoint.require_inputs(trajectory, params, given)
+    return trajectory, params, given

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.adjoints.reversible import Reversible
-from hgrad_jax.exact.decay import SMALLEST_DECAY
+from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.guard import guarded
-from hgrad_jax.trajectory import Inputs, Trajectory, float_step, hparams_of, recorded
-from hgrad_jax.types import Data, Hparams, State, Transition
+from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, recorded
+from hgrad_jax.types import Data, Hparams, Params, Transition
 
 
 def floating(tree: Any, name: str) -> Any:
@@ -109,26 +108,14 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
         raise TypeError(
             f"transition is {transition!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
         )
-    if isinstance(adjoint, type) or not hasattr(adjoint, "run"):
+    if not isinstance(adjoint, Adjoint):
         raise TypeError(
             f"adjoint is {adjoint!r}; it must be an object such as Direct() or Reversible()."
         )
-    if isinstance(adjoint, Reversible) and transition.exact is None:
-        raise ValueError(
-            "adjoint=Reversible() needs an update rule that can be run backwards, and this one "
-            f"cannot: {transition.why_not}; use Checkpointed(), or a rule such as momentum, "
-            "heavy_ball or adam."
-        )
-    if isinstance(adjoint, Reversible):
-        known = list(transition.exact.slots)
-        for name in adjoint.bounds():
-            if name is not None and name not in known:
-                raise ValueError(
-                    f"smallest_decay names {name!r}, which is no variable of the rule: {known}."
-                )
+    adjoint.require(transition)
 
 
-def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
+def step(trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
     """Traces one step, so that what loss, rule or batches raise comes before any compute.
 
     Raises:
@@ -136,14 +123,15 @@ def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
         other than floats.
     """
 
-    def first(state, inputs):
+    def first(params, inputs):
+        state = first_state(trajectory, params, inputs)
         slices = jax.tree.map(lambda x: x[0], inputs.schedules)
         after = float_step(
             trajectory, state, inputs.constants, slices, inputs.data, inputs.key, jnp.int32(0)
         )
-        return after, recorded(trajectory, after, inputs.data)
+        return state, after, recorded(trajectory, after, inputs.data)
 
-    after, trace = jax.eval_shape(first, state, inputs)
+    state, after, trace = jax.eval_shape(first, params, inputs)
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but "
@@ -164,40 +152,6 @@ def step(trajectory: Trajectory, state: State, inputs: Inputs) -> None:
                 f"record returned {leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}; the "
                 "trace is differentiable, so it must be floats: convert with astype(float)."
             )
-
-
-def decays_in_range(trajectory: Trajectory, inputs: Inputs) -> None:
-    """Raises if a decay whose value is known at trace time cannot be run backwards.
-
-    Traced ones are flagged at run time.
-
-    Raises:
-      ValueError: a decay is outside [2**-7, 1].
-    """
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((inputs.constants, inputs.schedules))):
-        return
-    rule = trajectory.transition.exact
-
-    def at_step(t, slices):
-        return rule.decays(hparams_of(trajectory, inputs.constants, slices), t)
-
-    # Under jit constants are values too, but only as long as nothing computed from them is traced.
-    with jax.ensure_compile_time_eval():
-        steps = jnp.arange(trajectory.num_steps, dtype=jnp.int32)
-        decays_of_run = jax.vmap(at_step)(steps, inputs.schedules)
-    for name, decays in decays_of_run.items():
-        for leaf in jax.tree.leaves(decays):
-            if isinstance(leaf, Tracer):  # a source that closes over a traced value
-                continue
-            values = np.asarray(leaf)
-            is_bad = ~((values >= SMALLEST_DECAY) & (values <= 1))
-            if is_bad.any():
-                value = float(values[is_bad].reshape(-1)[0])
-                raise ValueError(
-                    f"the decay of {name!r} is {value:g}; Reversible() needs decays in [2**-7, 1], "
-                    "which exact multiplication can undo: use Direct() or Checkpointed() for "
-                    "others."
-                )
 
 
 def not_differentiated(data: Data) -> Data:

@@ -7,12 +7,20 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.trajectory import Inputs, Trajectory, float_run_info, float_step, recorded
-from hgrad_jax.types import RunInfo, State
+from hgrad_jax.adjoints.base import Adjoint, Run
+from hgrad_jax.trajectory import (
+    Inputs,
+    Trajectory,
+    first_state,
+    float_run_info,
+    float_step,
+    recorded,
+)
+from hgrad_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpointed:
+class Checkpointed(Adjoint):
     """Splits the run into segments, stores the state before each, and recomputes inside.
 
     Griewank and Walther (2000). With `branching=None` there are two levels, sqrt(T) segments of
@@ -56,9 +64,7 @@ class Checkpointed:
             depth += 1
         return (self.branching,) * depth
 
-    def run(
-        self, trajectory: Trajectory, state: State, inputs: Inputs
-    ) -> tuple[State, RunInfo, object]:
+    def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""
         num_steps = trajectory.num_steps
         levels = self.levels(num_steps)
@@ -89,6 +95,7 @@ class Checkpointed:
             body = jax.checkpoint(functools.partial(jax.lax.scan, body), prevent_cse=False)
         # The steps beyond T, where the levels hold more, count on and do nothing.
         t = jnp.arange(math.prod(levels), dtype=jnp.int32).reshape(levels)
+        state = first_state(trajectory, params, inputs)
         state, trace = jax.lax.scan(body, state, (t, jax.tree.map(folded, inputs.schedules)))
         trace = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(levels) :]))[:num_steps], trace)
         return state, float_run_info(trajectory, state), trace

@@ -4,12 +4,21 @@ import dataclasses
 
 import jax
 
-from hgrad_jax.trajectory import Inputs, Trajectory, float_run_info, float_step, recorded, steps
-from hgrad_jax.types import RunInfo, State
+from hgrad_jax.adjoints.base import Adjoint, Run
+from hgrad_jax.trajectory import (
+    Inputs,
+    Trajectory,
+    first_state,
+    float_run_info,
+    float_step,
+    recorded,
+    steps,
+)
+from hgrad_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Direct:
+class Direct(Adjoint):
     """Stores the whole trajectory and differentiates it as JAX does by itself.
 
     Reverse-HG of Franceschi et al. (2017). Exact up to rounding, for every transition, under every
@@ -18,9 +27,7 @@ class Direct:
     at batch 250. Not for long runs.
     """
 
-    def run(
-        self, trajectory: Trajectory, state: State, inputs: Inputs
-    ) -> tuple[State, RunInfo, object]:
+    def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""
 
         def body(state, t_and_slices):
@@ -30,5 +37,6 @@ class Direct:
             )
             return state, recorded(trajectory, state, inputs.data)
 
+        state = first_state(trajectory, params, inputs)
         state, trace = jax.lax.scan(body, state, (steps(trajectory), inputs.schedules))
         return state, float_run_info(trajectory, state), trace

@@ -1,23 +1,27 @@
 """Reverse mode by running the training backwards, exactly (Maclaurin, Duvenaud and Adams 2015)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from hgrad_jax.adjoints.base import Adjoint, Pullback, Run
 from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
+from hgrad_jax.exact.decay import SMALLEST_DECAY
 from hgrad_jax.exact.forward import run_forward
 from hgrad_jax.guard import differentiated_once
-from hgrad_jax.trajectory import Inputs, Trajectory
+from hgrad_jax.trajectory import Inputs, Trajectory, first_state, hparams_of, steps
 from hgrad_jax.trees import Layout, layout
-from hgrad_jax.types import BackwardInfo, RunInfo, State
+from hgrad_jax.types import Params, State, Transition
 
 
 @dataclasses.dataclass(frozen=True)
-class Reversible:
+class Reversible(Adjoint):
     """Runs the steps backwards, restoring each state bit for bit, and pulls the cotangents along.
 
     Memory: two states, one integer per number and decayed variable, and log2(1 / decay) bits per
@@ -68,10 +72,54 @@ class Reversible:
             return {}
         return dict(given) if isinstance(given, Mapping | tuple) else {None: given}
 
-    def run(
-        self, trajectory: Trajectory, state: State, inputs: Inputs
-    ) -> tuple[State, RunInfo, object]:
+    def require(self, transition: Transition) -> None:
+        """Raises a ValueError if the rule has no exact map, or has no variable of a given name."""
+        if transition.exact is None:
+            raise ValueError(
+                "adjoint=Reversible() needs an update rule that can be run backwards, and this one "
+                f"cannot: {transition.why_not}; use Checkpointed(), or a rule such as momentum, "
+                "heavy_ball or adam."
+            )
+        known = list(transition.exact.slots)
+        for name in self.bounds():
+            if name is not None and name not in known:
+                raise ValueError(
+                    f"smallest_decay names {name!r}, which is no variable of the rule: {known}."
+                )
+
+    def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
+        """Raises a ValueError if a decay is outside [2**-7, 1]; traced ones are flagged instead."""
+        del params
+        if any(
+            isinstance(x, Tracer) for x in jax.tree.leaves((inputs.constants, inputs.schedules))
+        ):
+            return
+        rule = trajectory.transition.exact
+
+        def at_step(t, slices):
+            return rule.decays(hparams_of(trajectory, inputs.constants, slices), t)
+
+        # Under jit constants are values too, but only as long as nothing computed from them is
+        # traced.
+        with jax.ensure_compile_time_eval():
+            decays_of_run = jax.vmap(at_step)(steps(trajectory), inputs.schedules)
+        for name, decays in decays_of_run.items():
+            for leaf in jax.tree.leaves(decays):
+                if isinstance(leaf, Tracer):  # a source that closes over a traced value
+                    continue
+                values = np.asarray(leaf)
+                is_bad = ~((values >= SMALLEST_DECAY) & (values <= 1))
+                if is_bad.any():
+                    value = float(values[is_bad].reshape(-1)[0])
+                    raise ValueError(
+                        f"the decay of {name!r} is {value:g}; Reversible() needs decays in "
+                        "[2**-7, 1], which exact multiplication can undo: use Direct() or "
+                        "Checkpointed() for others."
+                    )
+
+    def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""
+        state = first_state(trajectory, params, inputs)
 
         @jax.custom_vjp
         def unrolled(state, inputs):
@@ -90,15 +138,14 @@ class Reversible:
         unrolled.defvjp(forward, backward)
         return unrolled(state, inputs)
 
-    def vjp(
-        self, trajectory: Trajectory, state: State, inputs: Inputs
-    ) -> tuple[tuple[State, RunInfo, Any], Callable[..., tuple[State, Inputs, BackwardInfo]]]:
-        """Returns what `run` returns, and its pullback.
+    def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
+        """Returns what `run` returns, and its pullback."""
 
-        Returns:
-          `(state, info, trace)`, and `pullback(state_bar, trace_bar) -> (start_bar, inputs_bar,
-          BackwardInfo)`.
-        """
+        def start(params, constants, schedules):
+            given = inputs._replace(constants=constants, schedules=schedules)
+            return first_state(trajectory, params, given)
+
+        state, pull_start = jax.vjp(start, params, inputs.constants, inputs.schedules)
 
         @jax.custom_vjp
         def forward(state, inputs):
@@ -112,7 +159,14 @@ class Reversible:
         outputs, residuals = forward(*differentiated_once((state, inputs)))
 
         def pullback(state_bar, trace_bar):
-            return self._backward(trajectory, residuals, state_bar, trace_bar)
+            start_bar, through_run, info = self._backward(
+                trajectory, residuals, state_bar, trace_bar
+            )
+            params_bar, *through_start = pull_start(_with_float0(start_bar, state))
+            constants_bar, schedules_bar = jax.tree.map(
+                jnp.add, tuple(through_start), (through_run.constants, through_run.schedules)
+            )
+            return params_bar, Inputs(constants_bar, schedules_bar, None, None), info
 
         return outputs, pullback
 
@@ -142,3 +196,14 @@ class Reversible:
         # The schedule counts a little more than the entropy: rounding s // n, and its own units.
         bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 3e-5) + 2
         return bit_store.rows_needed(bits, engine.kind_of(rule, name, like))
+
+
+def _with_float0(bar: State, state: State) -> State:
+    """Puts JAX's zero cotangent where an adjoint returned None for an integer of the state."""
+    leaves, treedef = jax.tree.flatten(state)
+    bars = treedef.flatten_up_to(bar)
+    filled = [
+        np.zeros(x.shape, jax.dtypes.float0) if b is None else b
+        for b, x in zip(bars, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, filled)

@@ -6,12 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.trajectory import Inputs, Trajectory, float_run_info, float_step, recorded, steps
-from hgrad_jax.types import RunInfo, State
+from hgrad_jax.adjoints.base import Adjoint, Run
+from hgrad_jax.trajectory import (
+    Inputs,
+    Trajectory,
+    first_state,
+    float_run_info,
+    float_step,
+    recorded,
+    steps,
+)
+from hgrad_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Truncated:
+class Truncated(Adjoint):
     """Differentiates the last `window` steps as `Direct()` does and takes the rest as given.
 
     Truncated backpropagation through time (Williams and Peng 1990); for hyperparameters, Shaban,
@@ -39,9 +48,7 @@ class Truncated:
                 "to differentiate."
             )
 
-    def run(
-        self, trajectory: Trajectory, state: State, inputs: Inputs
-    ) -> tuple[State, RunInfo, object]:
+    def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""
 
         def scan(inputs, state, first, last):
@@ -56,6 +63,7 @@ class Truncated:
             return jax.lax.scan(body, state, xs)
 
         first = max(0, trajectory.num_steps - self.window)
+        state = first_state(trajectory, params, inputs)
         middle, early = state, None
         if first:
             state, constants, schedules = jax.lax.stop_gradient(

@@ -1,0 +1,50 @@
+"""What every adjoint is: a way to run a trajectory, and to differentiate it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from hgrad_jax.trajectory import Inputs, Trajectory, all_finite
+from hgrad_jax.types import BackwardInfo, Params, RunInfo, State, Transition
+
+Run = tuple[State, RunInfo, Any]
+"""The last state, the info, and the trace `[T]`."""
+
+Pullback = Callable[[State, Any], tuple[Params, Inputs, BackwardInfo]]
+"""`pullback(state_bar, trace_bar) -> (params_bar, inputs_bar, BackwardInfo)`."""
+
+
+class Adjoint:
+    """How a trajectory is differentiated. Subclasses are frozen dataclasses and define `run`."""
+
+    def require(self, transition: Transition) -> None:
+        """Raises a ValueError if this adjoint cannot differentiate the transition."""
+
+    def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
+        """Raises a ValueError if it cannot differentiate this run; traced values may pass."""
+
+    def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
+        """Returns the end of the run, differentiable in `params` and `inputs`."""
+        raise NotImplementedError
+
+    def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
+        """Returns what `run` returns, and its pullback: by default the one that JAX finds."""
+
+        def run(params, constants, schedules):
+            end, info, trace = self.run(
+                trajectory, params, inputs._replace(constants=constants, schedules=schedules)
+            )
+            return (end, trace), info
+
+        (end, trace), pull, info = jax.vjp(
+            run, params, inputs.constants, inputs.schedules, has_aux=True
+        )
+
+        def pullback(state_bar, trace_bar):
+            bars = pull((state_bar, trace_bar))
+            params_bar, constants_bar, schedules_bar = bars
+            found = BackwardInfo(info, None, all_finite(bars))
+            return params_bar, Inputs(constants_bar, schedules_bar, None, None), found
+
+        return (end, info, trace), pullback
