@@ -29,15 +29,20 @@ def is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-def differentiated_once(tree: Any) -> Any:
-    """Returns a pytree that only the rule of `Reversible()` may differentiate, by itself, once.
+def differentiated_once(tree: Any, adjoint: str, reason: str) -> Any:
+    """Returns a pytree that only the rule of an adjoint may differentiate, by itself, once.
+
+    Args:
+      tree: what is guarded.
+      adjoint: what the message calls the adjoint.
+      reason: why there are no further derivatives.
 
     Raises:
       ValueError: something else differentiates through it.
     """
     return guarded(
         tree,
-        "adjoint is Reversible(), whose integers have no further derivatives: for second "
-        "derivatives, or to differentiate what hg.vjp and hg.value_and_hypergradient return, use "
-        "Direct() or Checkpointed(); for first derivatives take jax.grad of hg.unroll.",
+        f"adjoint is {adjoint}, {reason}: for second derivatives, or to differentiate what hg.vjp "
+        "and hg.value_and_hypergradient return, use Direct() or Checkpointed(); for first "
+        "derivatives take jax.grad of hg.unroll.",
     )

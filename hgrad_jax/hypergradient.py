@@ -41,7 +41,8 @@ class Hypergradient(NamedTuple):
     Attributes:
       value: floating-point scalar, the objective.
       hparams: like the hyperparameters, the gradient through the training plus the direct one.
-      params: like the initial parameters, the gradient with respect to them.
+      params: like the initial parameters, the gradient with respect to them; None with
+        `ForwardMode()`.
       unrolled: the Unrolled, whose `params` the objective was evaluated at.
       info: the BackwardInfo; outside `jit`, `hg.check(info)` raises if anything went wrong.
     """

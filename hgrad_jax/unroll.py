@@ -29,11 +29,11 @@ class Bars(NamedTuple):
     """Cotangents of a run's inputs.
 
     Attributes:
-      params: like the initial parameters.
+      params: like the initial parameters; None with `ForwardMode()`.
       hparams: like the hyperparameters.
     """
 
-    params: Params
+    params: Params | None
     hparams: Hparams
 
 

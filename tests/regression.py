@@ -15,7 +15,14 @@ RULES = {
     "adam": lambda loss: hg.adam(loss, b1=hg.field("momentum"), b2=0.9, eps=1e-3),
     "rmsprop_momentum": lambda loss: hg.rmsprop_momentum(loss, decay=0.8, eps=1e-3),
 }
-ADJOINTS = [hg.Direct(), hg.Checkpointed(), hg.Checkpointed(branching=2), hg.Reversible()]
+ADJOINTS = [
+    hg.Direct(),
+    hg.Checkpointed(),
+    hg.Checkpointed(branching=2),
+    hg.ForwardMode(),
+    hg.ForwardMode(memory=3000),
+    hg.Reversible(),
+]
 
 
 def start():

@@ -171,7 +171,11 @@ def test_the_pullback_is_the_gradient(adjoint):
 
     *bars, info = from_pullback(params, hparams)
     hg.check(info)
-    assert_close(bars, list(from_grad(params, hparams)), 1e-6)
+    want = list(from_grad(params, hparams))
+    if isinstance(adjoint, hg.ForwardMode):
+        assert bars[0] is None
+        want[0] = None
+    assert_close(bars, want, 1e-6)
     assert abs(float(bars[1]["start"])) > 1e-2
 
 

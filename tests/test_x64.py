@@ -88,8 +88,10 @@ def test_mixed_precision_keeps_each_dtype():
         out, pullback = hg.vjp(rule, start, hparams, None, num_steps=5, adjoint=adjoint)
         bars, info = pullback(out.params)
         hg.check(info)
-        assert jax.tree.map(lambda x: x.dtype, (out.params, bars.params)) == jax.tree.map(
-            lambda x: x.dtype, (start, start)
-        )
+        for tree in (out.params, bars.params):
+            if not (tree is None and isinstance(adjoint, hg.ForwardMode)):
+                assert jax.tree.map(lambda x: x.dtype, tree) == jax.tree.map(
+                    lambda x: x.dtype, start
+                )
         ends.append(bars.hparams["learning_rate"])
     np.testing.assert_allclose(ends, ends[0], rtol=1e-6)

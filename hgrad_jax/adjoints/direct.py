@@ -14,7 +14,7 @@ from hgrad_jax.trajectory import (
     recorded,
     steps,
 )
-from hgrad_jax.types import Params
+from hgrad_jax.types import Params, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,16 @@ class Direct(Adjoint):
 
     def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""
+        return run_from(trajectory, first_state(trajectory, params, inputs), inputs)
 
-        def body(state, t_and_slices):
-            t, slices = t_and_slices
-            state = float_step(
-                trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
-            )
-            return state, recorded(trajectory, state, inputs.data)
 
-        state = first_state(trajectory, params, inputs)
-        state, trace = jax.lax.scan(body, state, (steps(trajectory), inputs.schedules))
-        return state, float_run_info(trajectory, state), trace
+def run_from(trajectory: Trajectory, state: State, inputs: Inputs) -> Run:
+    """Runs all steps from a state in ordinary floating point: last state, info, trace `[T]`."""
+
+    def body(state, t_and_slices):
+        t, slices = t_and_slices
+        state = float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t)
+        return state, recorded(trajectory, state, inputs.data)
+
+    state, trace = jax.lax.scan(body, state, (steps(trajectory), inputs.schedules))
+    return state, float_run_info(trajectory, state), trace

@@ -126,7 +126,7 @@ class Reversible(Adjoint):
             return self._forward(trajectory, state, inputs)[0]
 
         def forward(state, inputs):
-            return self._forward(trajectory, *differentiated_once((state, inputs)))
+            return self._forward(trajectory, *_differentiated_once((state, inputs)))
 
         def backward(residuals, bars):
             state_bar, _, trace_bar = bars
@@ -156,7 +156,7 @@ class Reversible(Adjoint):
         forward.defvjp(
             lambda state, inputs: (forward(state, inputs), None), lambda _, bars: (None, None)
         )
-        outputs, residuals = forward(*differentiated_once((state, inputs)))
+        outputs, residuals = forward(*_differentiated_once((state, inputs)))
 
         def pullback(state_bar, trace_bar):
             start_bar, through_run, info = self._backward(
@@ -177,12 +177,12 @@ class Reversible(Adjoint):
         )
 
     def _backward(self, trajectory, residuals, state_bar, trace_bar):
-        inputs = differentiated_once(residuals.inputs)
+        inputs = _differentiated_once(residuals.inputs)
         return run_backward(
             trajectory,
             residuals._replace(inputs=inputs),
-            differentiated_once(state_bar),
-            differentiated_once(trace_bar),
+            _differentiated_once(state_bar),
+            _differentiated_once(trace_bar),
             share_gradient=self.share_gradient,
             trace_norms=self.trace_norms,
         )
@@ -196,6 +196,10 @@ class Reversible(Adjoint):
         # The schedule counts a little more than the entropy: rounding s // n, and its own units.
         bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 3e-5) + 2
         return bit_store.rows_needed(bits, engine.kind_of(rule, name, like))
+
+
+def _differentiated_once(tree: Any) -> Any:
+    return differentiated_once(tree, "Reversible()", "whose integers have no further derivatives")
 
 
 def _with_float0(bar: State, state: State) -> State:

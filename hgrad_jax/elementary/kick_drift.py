@@ -222,6 +222,48 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
     return Transition(init, step, lambda state: state.params, exact)
 
 
+def undo(
+    exact: KickDrift, state: KickDriftState, hparams: Hparams, batch: Any, key: Array | None
+) -> KickDriftState:
+    """Returns the state before a step, in ordinary floating point: dividing by the decays.
+
+    Each division returns as many wrong bits as the multiplication lost, log2(1 / decay), and they
+    grow from step to step as the training amplifies them backwards. For a few dozens of steps, then
+    (St. Jules 2017, section 3.1); `Reversible()` undoes all.
+
+    Args:
+      exact: the rule.
+      state: after the step.
+      hparams: hyperparameters of the step.
+      batch: of the step.
+      key: the loss's key of the step.
+    """
+    count = state.count - 1
+    decays = exact.decays(hparams, count)
+
+    def retreat(name, variable, increment):
+        if name not in decays:
+            return jax.tree.map(jnp.subtract, variable, increment)
+        full = spread(decays[name], variable, f"the decay of {name!r}")
+        return jax.tree.map(
+            lambda a, x, y: ((x - y) / a).astype(x.dtype), full, variable, increment
+        )
+
+    slots = dict(state.slots)
+    trails = exact.trail(state.params, hparams, count)
+    driving = {name: slots[name] for name in exact.driving}
+    params = retreat(PARAMS, state.params, exact.drift(driving, hparams, count))
+    gradient = exact.gradient(params, hparams, batch, key)
+    kicked = {name: slots[name] for name in exact.kicked}
+    increments = {
+        **trails,
+        **exact.couple(gradient, kicked, hparams, count),
+        **exact.kick(gradient, hparams, count),
+    }
+    before = {name: retreat(name, slots[name], increments[name]) for name in slots}
+    return KickDriftState(params, before, count)
+
+
 def named(stage: str, increments: Any, names: tuple[str, ...]) -> dict[str, Params]:
     """Returns what a stage returned, after checking that it is a mapping of its slots."""
     if not isinstance(increments, Mapping) or set(increments) != set(names):

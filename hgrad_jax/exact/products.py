@@ -65,9 +65,9 @@ def gradient_at(
     """
 
     def evaluate(params, hparams, where, t):
-        return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)
+        return rule.gradient(params, hparams, *batch_and_key(where, t))
 
-    return isolate(evaluate, t)(params, hparams, where, t)
+    return ravel(isolate(evaluate, t)(params, hparams, where, t), like)
 
 
 def products_at(
@@ -101,8 +101,7 @@ def products_at(
         return unravel(ravel(pull_kick(unravel(gradient, view), slot_bars), view), like)
 
     def gradients(params, hparams, where, t):
-        params_part, hparams_part = _gradients(rule, params, hparams, *batch_and_key(where, t))
-        return ravel(params_part, like), hparams_part
+        return _gradients(rule, params, hparams, *batch_and_key(where, t))
 
     def along(tangent, function):
         return jax.jvp(lambda p: function(p, hparams, where, t), (params,), (tangent,))
@@ -111,13 +110,14 @@ def products_at(
     zeros = jnp.zeros((like.size,), like.dtype)
     if share_gradient and is_forward and ignores_first(direction, zeros):
         # The kick's adjoint is the same at any gradient.
-        (gradient, _), products = along(direction(zeros), isolate(gradients, t))
-        return Products(gradient, *products)
+        (gradient, _), (product, mixed) = along(direction(zeros), isolate(gradients, t))
+        return Products(ravel(gradient, like), ravel(product, like), mixed)
 
     gradient = gradient_at(rule, batch_and_key, params, hparams, where, t, like)
     tangent = direction(gradient)
     if is_forward:
-        return Products(gradient, *along(tangent, gradients)[1])
+        product, mixed = along(tangent, isolate(gradients, t))[1]
+        return Products(gradient, ravel(product, like), mixed)
 
     def estimate(params, hparams):
         return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)

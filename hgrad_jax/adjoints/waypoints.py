@@ -1,0 +1,147 @@
+"""A path remembered by a few of its states, and what lies between them guessed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.adjoints.along_polyline import (
+    AlongPolyline,
+    require_count,
+    require_exact,
+    undoing_budget,
+)
+from hgrad_jax.polyline import Clip
+from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
+from hgrad_jax.types import Array, Params, State, Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenSteps:
+    """Places waypoints after equal numbers of steps."""
+
+    def place(self, trajectory: Trajectory, state: State, inputs: Inputs, count: int) -> Array:
+        """Returns before which steps the waypoints are: int32 `[count]`, from 0 to T."""
+        del state, inputs
+        return jnp.asarray(np.round(np.linspace(0, trajectory.num_steps, count)), jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualArcLength:
+    """Places waypoints after equal lengths of the path, at the price of one run forward more.
+
+    Attributes:
+      order: 1 for the length of the parameters' path; 2 for the sum of the square roots of its
+        second differences, which spreads the error of straight lines evenly (it is their squared
+        spacing times the second difference).
+    """
+
+    order: int = 1
+
+    def __post_init__(self):
+        if self.order not in (1, 2):
+            raise ValueError(f"order is {self.order!r}; it must be 1 (length) or 2 (bending).")
+
+    def place(self, trajectory: Trajectory, state: State, inputs: Inputs, count: int) -> Array:
+        """Returns before which steps the waypoints are: int32 `[count]`, from 0 to T."""
+        read = trajectory.transition.params
+
+        def norm(tree):
+            return jnp.sqrt(sum((jnp.sum(x**2) for x in jax.tree.leaves(tree)), jnp.float32(0)))
+
+        def step(carry, t_and_slices):
+            state, last = carry
+            t, slices = t_and_slices
+            after = float_step(
+                trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
+            )
+            move = jax.tree.map(jnp.subtract, read(after), read(state))
+            bend = jax.tree.map(jnp.subtract, move, last)
+            return (after, move), norm(move) if self.order == 1 else jnp.sqrt(norm(bend))
+
+        still = jax.tree.map(jnp.zeros_like, read(state))
+        _, lengths = jax.lax.scan(step, (state, still), (steps(trajectory), inputs.schedules))
+        # One step in a thousand by number, so that a path at rest has waypoints as well.
+        lengths = lengths + 1e-3 * jnp.mean(lengths) + jnp.finfo(lengths.dtype).tiny
+        gone = jnp.cumsum(lengths)
+        goals = jnp.linspace(0, 1, count) * gone[-1]
+        at = 1 + jnp.searchsorted(gone, goals)
+        # Increasing from 0 to T, whatever the lengths are.
+        row = jnp.arange(count)
+        at = jax.lax.cummax(at - row) + row
+        at = jnp.minimum(at, trajectory.num_steps - (count - 1 - row))
+        return jnp.where(row == 0, 0, at).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Waypoints(AlongPolyline):
+    """Keeps some states of the path, undoes steps from each of them, and draws lines between.
+
+    The generalization of DrMAD: with two waypoints and nothing undone it is DrMAD, with two and the
+    last steps undone DrMAD2, and with a waypoint at every step, or with as many as undoing can
+    bridge, the exact hypergradient. Memory for `count` states; time for a run forward, and for a
+    gradient with its Hessian-vector products per step back, with one more gradient where steps are
+    undone.
+
+    MEASURED
+
+    Attributes:
+      count: how many states are kept, the first and the last included, 2 to T + 1.
+      undone_steps: how many steps before each waypoint are undone in floating point; 0 for none,
+        which serves every transition; None for as many as the precision allows
+        (`undoing_budget`).
+      placement: where the waypoints are, `EvenSteps()` or `EqualArcLength()`.
+      clip: bounds, or None.
+
+    Raises:
+      ValueError: `count` is below 2 or `undone_steps` below 0; when it is traced, `count` is above
+        T + 1, or steps are undone of a rule that cannot be.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> def loss(params, hparams, batch, key):
+      ...     return jnp.cosh(params)
+      >>> rule = hg.momentum(loss, learning_rate=lambda hparams: hparams, momentum=0.9)
+      >>> def end(rate, adjoint):
+      ...     return hg.unroll(rule, 1.0, rate, None, num_steps=100, adjoint=adjoint).params
+      >>> for adjoint in (hg.Waypoints(2), hg.Waypoints(5), hg.Waypoints(5, undone_steps=None)):
+      ...     print(f"{jax.grad(end)(0.1, adjoint) / jax.grad(end)(0.1, hg.Direct()):.4f}")
+      0.1173
+      0.8645
+      1.0000
+    """
+
+    count: int
+    undone_steps: int | None = 0
+    placement: EvenSteps | EqualArcLength = EvenSteps()
+    clip: Clip | None = None
+
+    def __post_init__(self):
+        require_count("count", self.count, 2)
+        if self.undone_steps is not None:
+            require_count("undone_steps", self.undone_steps, 0)
+
+    def require(self, transition: Transition) -> None:
+        """Raises a ValueError if steps are undone of a rule that cannot be."""
+        if self.undone_steps != 0:
+            require_exact(self, transition)
+
+    def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
+        """Raises a ValueError if there are more waypoints than states."""
+        del params, inputs
+        if self.count > trajectory.num_steps + 1:
+            raise ValueError(
+                f"count is {self.count}, but a run of num_steps={trajectory.num_steps} has "
+                f"{trajectory.num_steps + 1} states; pass fewer waypoints, or use Direct()."
+            )
+
+    def corners(self, trajectory: Trajectory, state: State, inputs: Inputs) -> Array:
+        """Returns before which steps the waypoints are: int32 `[count]`."""
+        return self.placement.place(trajectory, state, inputs, self.count)
+
+    def num_undone(self, trajectory: Trajectory, inputs: Inputs, like: Params) -> Array | None:
+        """Returns how many steps before each waypoint are undone: int32 scalar, or None."""
+        if self.undone_steps is None:
+            return undoing_budget(trajectory, inputs, like)
+        return jnp.int32(self.undone_steps) if self.undone_steps else None

@@ -1,0 +1,259 @@
+"""Several adjoints on one problem: how far their hypergradients are apart, and what they cost."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.check import HypergradientError, check
+from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+
+
+class Row(NamedTuple):
+    """One adjoint's hypergradient beside the reference's; None where there is none.
+
+    Attributes:
+      name: what the adjoint is called.
+      value: the objective.
+      norm: Euclidean norm of the hypergradient.
+      cosine: of the angle to the reference, -1 to 1.
+      sign_cosine: of the angle between the vectors of signs.
+      relative_error: |h - reference| / |reference|.
+      seconds: of the fastest repeat, compilation not counted.
+      temp_bytes: temporaries of the compiled program; None where the backend does not tell.
+      problem: why there is no hypergradient, or what `hg.check` says of it; None if all is well.
+    """
+
+    name: str
+    value: float | None
+    norm: float | None
+    cosine: float | None
+    sign_cosine: float | None
+    relative_error: float | None
+    seconds: float | None
+    temp_bytes: int | None
+    problem: str | None
+
+
+class Comparison(NamedTuple):
+    """What `compare` found; `print` it for a table.
+
+    Attributes:
+      rows: one per adjoint, in the order given, the reference first.
+      num_hparams: length of the hypergradient.
+      num_steps: T.
+    """
+
+    rows: tuple[Row, ...]
+    num_hparams: int
+    num_steps: int
+
+    def __str__(self) -> str:
+        head = ("adjoint", "value", "norm", "cosine", "of signs", "rel. error", "s", "MB")
+        lines = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = [
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        notes = [f"{row.name}: {row.problem}" for row in self.rows if row.problem]
+        title = f"{self.num_hparams} hyperparameters, {self.num_steps} steps"
+        return "\n".join([title, *text, *notes])
+
+    def to_json(self) -> str:
+        """Returns the rows as one line of JSON; null for what is None, infinite or NaN."""
+        rows = [
+            {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+            for row in (row._asdict() for row in self.rows)
+        ]
+        return json.dumps(self._asdict() | {"rows": rows})
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws cosine against bytes and against seconds, and returns the matplotlib figure.
+
+        Args:
+          axes: two matplotlib axes to draw on; None for a new figure.
+        """
+        from matplotlib.figure import Figure
+
+        if axes is None:
+            axes = Figure(figsize=(10, 4), layout="constrained").subplots(1, 2)
+        left, right = axes
+        for row in self.rows:
+            if row.cosine is None or row.temp_bytes is None:
+                continue
+            for ax, cost in ((left, row.temp_bytes / 1e6), (right, row.seconds)):
+                ax.plot(cost, row.cosine, "o")
+                ax.annotate(
+                    row.name, (cost, row.cosine), (4, 4), textcoords="offset points", fontsize=7
+                )
+        for ax, label in ((left, "compiled temporaries, MB"), (right, "seconds")):
+            ax.set(xscale="log", xlabel=label, ylabel="cosine with the reference")
+            ax.axhline(1, color="grey", linewidth=0.5)
+        return left.figure
+
+
+def compare(
+    objective: Objective,
+    transition: Transition,
+    params: Params,
+    hparams: Hparams,
+    data: Data,
+    outer_data: Data = None,
+    *,
+    num_steps: int,
+    adjoints: Sequence[Adjoint] | Mapping[str, Adjoint],
+    reference: Adjoint | None = None,
+    key: Array | None = None,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    repeats: int = 1,
+) -> Comparison:
+    """Returns each adjoint's hypergradient measured against a reference's, and its cost.
+
+    Compiles one program per adjoint and runs it 1 + `repeats` times. An adjoint that cannot serve
+    the problem has a row that says why. An approximation that looks good on one problem, or at one
+    T, need not on another.
+
+    Args:
+      objective: as `value_and_hypergradient`.
+      transition: as `unroll`.
+      params: as `unroll`.
+      hparams: as `unroll`; the hypergradient is compared over all of it.
+      data: as `unroll`.
+      outer_data: as `value_and_hypergradient`.
+      num_steps: as `unroll`.
+      adjoints: what to compare; a mapping gives them names.
+      reference: what to compare with, an exact adjoint as a rule; None for the first one.
+      key: as `unroll`.
+      batch_fn: as `unroll`.
+      hparams_axes: as `unroll`.
+      repeats: how many timed runs, at least 1; the fastest counts.
+
+    Raises:
+      ValueError: there are no adjoints, `repeats` is below 1, or the reference has no finite
+        hypergradient.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> def loss(params, hparams, batch, key):
+      ...     return jnp.sum(jnp.cosh(params - hparams))
+      >>> found = hg.compare(
+      ...     lambda params, hparams, target: jnp.sum((params - target) ** 2),
+      ...     hg.momentum(loss, learning_rate=0.1, momentum=0.9),
+      ...     jnp.zeros(3), jnp.arange(3.0), None, jnp.ones(3),
+      ...     num_steps=50, adjoints=[hg.Direct(), hg.Reversible(), hg.Truncated(5)],
+      ... )
+      >>> [round(row.cosine, 3) for row in found.rows]
+      [1.0, 1.0, 0.998]
+    """
+    named = (
+        dict(adjoints)
+        if isinstance(adjoints, Mapping)
+        else {repr(adjoint): adjoint for adjoint in adjoints}
+    )
+    if not named:
+        raise ValueError("adjoints is empty; give at least one, such as [hg.Reversible()].")
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; it must be at least 1.")
+    if reference is not None:
+        named = {f"{reference!r}": reference} | {n: a for n, a in named.items() if a != reference}
+
+    measured = {}
+    for name, adjoint in named.items():
+
+        def program(params, hparams, data, outer_data, key, adjoint=adjoint):
+            found = value_and_hypergradient(
+                objective,
+                transition,
+                params,
+                hparams,
+                data,
+                outer_data,
+                num_steps=num_steps,
+                key=key,
+                batch_fn=batch_fn,
+                hparams_axes=hparams_axes,
+                adjoint=adjoint,
+            )
+            return found.value, found.hparams, found.info
+
+        measured[name] = _measure(program, (params, hparams, data, outer_data, key), repeats)
+    first, want = next(iter(measured)), next(iter(measured.values()))[1]
+    if want is None or not np.isfinite(want).all():
+        raise ValueError(
+            f"the reference {first} has no finite hypergradient ({measured[first][0].problem}); "
+            "pass another as reference=."
+        )
+    rows = [_compared(row._replace(name=name), h, want) for name, (row, h) in measured.items()]
+    return Comparison(tuple(rows), want.size, num_steps)
+
+
+def _measure(program: Any, args: tuple, repeats: int) -> tuple[Row, np.ndarray | None]:
+    """Returns a row without comparisons, and the hypergradient as one vector."""
+    nothing = Row("", *[None] * 8)
+    try:
+        compiled = jax.jit(program).lower(*args).compile()
+    except (ValueError, TypeError) as error:
+        return nothing._replace(problem=str(error).splitlines()[0]), None
+    memory = compiled.memory_analysis()
+    value, h, info = jax.block_until_ready(compiled(*args))
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        seconds.append(time.perf_counter() - begun)
+    problem = None
+    try:
+        check(info)
+    except HypergradientError as error:
+        problem = str(error)
+    row = nothing._replace(
+        value=float(value),
+        seconds=min(seconds),
+        temp_bytes=None if memory is None else memory.temp_size_in_bytes,
+        problem=problem,
+    )
+    flat = [np.asarray(x, np.float64).reshape(-1) for x in jax.tree.leaves(h)]
+    return row, np.concatenate(flat)
+
+
+def _compared(row: Row, h: np.ndarray | None, want: np.ndarray) -> Row:
+    if h is None:
+        return row
+    return row._replace(
+        norm=float(np.linalg.norm(h)),
+        cosine=_cosine(h, want),
+        sign_cosine=_cosine(np.sign(h), np.sign(want)),
+        relative_error=float(np.linalg.norm(h - want) / np.linalg.norm(want)),
+    )
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Divided first: norms of what exploded overflow when they are multiplied.
+        return float((a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(x: float | None, form: str) -> str:
+        return "-" if x is None else format(x, form)
+
+    return (
+        row.name,
+        number(row.value, ".5g"),
+        number(row.norm, ".4g"),
+        number(row.cosine, ".4f"),
+        number(row.sign_cosine, ".4f"),
+        number(row.relative_error, ".1e"),
+        number(row.seconds, ".3g"),
+        number(None if row.temp_bytes is None else row.temp_bytes / 1e6, ".3g"),
+    )
