@@ -77,6 +77,8 @@ def check(info: Info) -> Info:
                 "XLA_FLAGS=--xla_gpu_deterministic_ops=true, and make sure that loss and batch_fn "
                 "give the same result for the same arguments",
             )
+        if back.solve is not None:
+            _check_solve(back.solve)
         _refuse(
             ~np.asarray(back.is_finite),
             "the hypergradient is infinite or NaN although the run is finite",
@@ -84,6 +86,43 @@ def check(info: Info) -> Info:
             "perturbations beyond the floating-point range: shorten it or lower the learning rate",
         )
     return info
+
+
+def _check_solve(solve: Any) -> None:
+    """Raises if the linear system of an implicit hypergradient was not solved, or not the one."""
+    _refuse(
+        solve.is_trace_dropped,
+        "a cotangent of the trace was given, which Implicit() does not differentiate",
+        "leave trace_bar out, or use Direct() or Checkpointed()",
+    )
+    # First of the three, since what is not a minimum is often not stationary either, and no solver
+    # converges there.
+    _refuse(
+        solve.is_indefinite,
+        "the loss has negative curvature where the training ended, which is no minimum then: "
+        f"{np.min(solve.curvature):.2g}",
+        "train longer, or pass ConjugateGradient(damping=...) with more than its absolute value",
+    )
+    # A residual that is NaN is a cotangent that was not finite, which is_finite says better.
+    is_sound = ~np.isnan(solve.residual)
+    _refuse(
+        ~np.asarray(solve.is_converged) & is_sound,
+        "the linear solver did not reach its tolerance: relative residual "
+        f"{_largest(solve.residual):.2g} after {np.max(solve.num_steps)} steps",
+        "raise its max_steps, choose another step_size if it is Neumann(), or raise its tolerance "
+        "if rounding is what limits it",
+    )
+    _refuse(
+        ~np.asarray(solve.is_stationary) & is_sound,
+        "the training did not end where the condition of Implicit() holds: the parameters are off "
+        f"by about {_largest(solve.stationarity):.2g} of their norm",
+        "train longer, make sure that the condition is the one that this rule comes to rest at, or "
+        "pass a larger stationarity_tolerance and compare with an adjoint that unrolls",
+    )
+
+
+def _largest(values: Any) -> float:
+    return float(np.fmax.reduce(np.ravel(values)))  # NaN only if all are
 
 
 def _refuse(is_wrong: Any, what: str, remedy: str) -> None:

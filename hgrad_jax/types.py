@@ -85,12 +85,15 @@ class BackwardInfo(NamedTuple):
       norms: Euclidean norms of the cotangent of each variable and of the constant hyperparameters
         before each step, float32 `[T]` by name, where the adjoint was asked to trace them; else
         None.
+      solve: how well `Implicit()` solved for the hypergradient, an ImplicitInfo; None for the other
+        adjoints.
     """
 
     run: RunInfo
     mismatches: Array | None
     is_finite: Array
     norms: dict[str, Array] | None = None
+    solve: Any = None
 
     @property
     def is_restored(self) -> Array:

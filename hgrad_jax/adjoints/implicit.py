@@ -1,0 +1,683 @@
+"""Implicit differentiation: the derivative of the point where training comes to rest.
+
+If the trained parameters w solve c(w, lambda) = 0, then dc/dw dw + dc/dlambda dlambda = 0, and the
+hypergradient of E(w) is
+
+    -(dc/dlambda)^T u,   (dc/dw)^T u = grad_w E,
+
+one linear system whose matrix is known by its products alone (Pedregosa 2016; Rajeswaran, Finn,
+Kakade and Levine 2019 solve it by conjugate gradients, Lorraine, Vicol and Duvenaud 2020 by a
+Neumann series). Nothing of the way to w is differentiated. With c the gradient of the training
+loss, (dc/dw)^T u is a Hessian-vector product and (dc/dlambda)^T u a mixed one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from hgrad_jax.adjoints.base import Adjoint, Pullback, Run
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.elementary.kick_drift import scalar
+from hgrad_jax.guard import guarded
+from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
+from hgrad_jax.trajectory import (
+    Inputs,
+    Trajectory,
+    all_finite,
+    batch_and_key,
+    first_state,
+    hparams_of,
+)
+from hgrad_jax.types import (
+    Array,
+    BackwardInfo,
+    Batch,
+    Data,
+    Hparams,
+    Loss,
+    Params,
+    State,
+    Transition,
+)
+
+SymbolicZero = jax.custom_derivatives.SymbolicZero
+
+VectorField = Callable[[Params, Hparams, Batch, Any], Params]
+"""`function(params, hparams, batch, key) -> tree like params`."""
+
+
+class Condition:
+    """What holds where training comes to rest: c(params, hparams, batch, key) = 0.
+
+    Subclasses are frozen dataclasses and define `residual`.
+
+    Attributes:
+      is_symmetric: whether dc/dparams is, as a Hessian is.
+    """
+
+    is_symmetric: ClassVar[bool] = False
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns c, a tree like params."""
+        raise NotImplementedError
+
+    def product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any
+    ) -> Callable[[Params], Params]:
+        """Returns the function u -> (dc/dparams)^T u."""
+        _, pull = jax.vjp(lambda p: self.residual(p, hparams, batch, key), params)
+        return lambda direction: pull(direction)[0]
+
+    def hparams_product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any, direction: Params
+    ) -> Hparams:
+        """Returns (dc/dhparams)^T u for the direction u."""
+        _, pull = jax.vjp(lambda h: self.residual(params, h, batch, key), hparams)
+        return pull(direction)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stationary(Condition):
+    """The gradient of a loss in the parameters is zero.
+
+    Products are taken forward over reverse; reverse over reverse if the loss has a loop with a
+    `custom_vjp` inside.
+
+    Attributes:
+      loss: `loss(params, hparams, batch, key) -> floating-point scalar`, twice differentiable.
+
+    Raises:
+      ValueError: when it is traced, the loss is no floating-point scalar.
+    """
+
+    loss: Loss
+
+    is_symmetric: ClassVar[bool] = True
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns the gradient of the loss."""
+        return jax.grad(scalar(self.loss))(params, hparams, batch, key)
+
+    def product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any
+    ) -> Callable[[Params], Params]:
+        """Returns the function u -> H u, with H the Hessian of the loss."""
+        if not self._is_twice_forward(params, hparams, batch, key):
+            return super().product(params, hparams, batch, key)
+        return jax.linearize(lambda p: self.residual(p, hparams, batch, key), params)[1]
+
+    def hparams_product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any, direction: Params
+    ) -> Hparams:
+        """Returns d<u, grad loss>/dhparams for the direction u."""
+        if not self._is_twice_forward(params, hparams, batch, key):
+            return super().hparams_product(params, hparams, batch, key, direction)
+        gradients = self._gradients(batch, key)
+        return jax.jvp(lambda p: gradients(p, hparams)[1], (params,), (direction,))[1]
+
+    def _gradients(
+        self, batch: Batch, key: Any
+    ) -> Callable[[Params, Hparams], tuple[Params, Hparams]]:
+        # In both arguments: where a custom_vjp is only applied to the parameters, its rule is used
+        # by the gradient in these, and forward mode meets the rule's code, not the custom_vjp.
+        return lambda params, hparams: jax.grad(scalar(self.loss), argnums=(0, 1))(
+            params, hparams, batch, key
+        )
+
+    def _is_twice_forward(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> bool:
+        gradients, point = self._gradients(batch, key), (params, hparams)
+        jaxpr = jax.make_jaxpr(lambda *point: jax.jvp(gradients, point, point))(*point)
+        # What a derivative of a custom_vjp inside a loop is traced as; it raises only when it is
+        # compiled.
+        return not _has_primitive(jaxpr.jaxpr, "custom_lin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Root(Condition):
+    """A function of the parameters is zero.
+
+    Attributes:
+      function: `function(params, hparams, batch, key) -> tree like params`, differentiable.
+
+    Raises:
+      ValueError: when it is traced, the function returns something else.
+    """
+
+    function: VectorField
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns the function's value."""
+        return _like(params, self.function(params, hparams, batch, key), "Root")
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint(Condition):
+    """The parameters are what a function maps them to: c = params - function(params, ...).
+
+    If the function is a training step, then its learning rate does enter the condition, and its
+    hypergradient is computed: zero, up to the distance from the fixed point, which it does not
+    move.
+
+    Attributes:
+      function: `function(params, hparams, batch, key) -> tree like params`, differentiable.
+
+    Raises:
+      ValueError: when it is traced, the function returns something else.
+    """
+
+    function: VectorField
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns params - function(params, hparams, batch, key)."""
+        mapped = _like(params, self.function(params, hparams, batch, key), "FixedPoint")
+        return jax.tree.map(jnp.subtract, params, mapped)
+
+
+class ImplicitInfo(NamedTuple):
+    """How far an implicit hypergradient can be believed. `hg.check` reads it.
+
+    Attributes:
+      stationarity: float32 scalar, about how far the parameters are from the point where the
+        condition holds, relative to their size; see `Implicit`.
+      is_stationary: bool scalar, that is within the tolerance.
+      residual: float32 scalar, |b - A u| / |b| of the linear system; NaN where b is not finite.
+      is_converged: bool scalar, that is within the solver's tolerance.
+      is_indefinite: bool scalar, the condition is symmetric and the solver met a direction in which
+        its matrix, damping included, has zero or negative curvature.
+      num_steps: int32 scalar, steps of the solver.
+      curvature: float32 scalar, the least curvature that the solver met, without damping.
+      is_trace_dropped: bool scalar, the pullback of `hg.vjp` was given a cotangent of the trace
+        that is not zero.
+    """
+
+    stationarity: Array
+    is_stationary: Array
+    residual: Array
+    is_converged: Array
+    is_indefinite: Array
+    num_steps: Array
+    curvature: Array
+    is_trace_dropped: Array
+
+
+class _Rest(NamedTuple):
+    """Where a run came to rest: what the condition is evaluated at.
+
+    Attributes:
+      params: as `Transition.params` reads them.
+      hparams: those of the last step.
+      data: as given.
+      key: as given.
+      start: norm of the initial parameters.
+    """
+
+    params: Params
+    hparams: Hparams
+    data: Data
+    key: Array | None
+    start: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Implicit(Adjoint):
+    """Differentiates the condition that the trained parameters satisfy, not the way to them.
+
+    Memory: the run forward keeps no step, so it is that of one Hessian-vector product and the
+    solver's vectors, whatever T is. Time: the run forward, and per step of the solver one product,
+    about two gradients of the loss on `batches` batches. Exact where the condition holds exactly
+    and the system is solved exactly; else the error is, to first order, the distance from the point
+    where it holds, times how fast condition and objective bend there, plus the residual times the
+    condition number of the Hessian. Only `Unrolled.params` is differentiated.
+
+    Not for short runs, nor for losses without a regular Hessian at the minimum (a network with more
+    weights than data, unregularized): which minimum is reached depends on the way there, and that
+    is not differentiated. Learning rates, momenta and the like do not move a stationary point; they
+    are refused when they are differentiated. Nor do the initial parameters: their hypergradient is
+    zero. `value_and_hypergradient` and `vjp` differentiate every leaf of `hparams`, so pass those
+    settings as fixed numbers to the rule there. Decoupled weight decay (`adamw`) and averages of
+    the parameters move the point of rest away from the loss's: give a condition that includes it.
+
+    Hyperparameters are those of the last step: of a schedule that enters the condition, the last
+    row has the whole hypergradient and the others zero. First derivatives, in reverse mode.
+
+    What goes wrong at run time makes every cotangent NaN, and `hg.check` of the info of `hg.vjp` or
+    `value_and_hypergradient` says what. Stationarity is measured as
+
+        (|u| / |b|) |c| / (|w_T| + |w_0|),   A^T u = b,   A = dc/dw,
+
+    with b the cotangent of the parameters. |A^-1 c| would be the Newton step, hence the parameters'
+    distance from the stationary point; |u| / |b| stands for |A^-1|, as the direction b sees it,
+    which costs no second solve. So it is about the relative error of the parameters, the same in
+    all units of loss, objective and parameters, and it does not ask that training began far away,
+    as |c| against its start would. It counts the noise of batches as distance.
+
+    Attributes:
+      condition: `Stationary(loss)`, `Root(function)` or `FixedPoint(function)`; None for the
+        stationary points of the rule's own loss, where the transition knows it.
+      solver: `ConjugateGradient(...)` for `Stationary`; `GMRES(...)` or `Neumann(...)` for all.
+      batches: how many of the last steps' batches and loss keys the condition is the mean over, a
+        positive int: an epoch's, to be stationary. One batch at a time is evaluated. None takes the
+        data whole, as one batch, whatever batch_fn is, with the last step's loss key.
+      stationarity_tolerance: of that measure, a positive float: 0.01 asks that the parameters are
+        within some percent of where the condition holds. `math.inf` never refuses.
+
+    Raises:
+      ValueError: a setting is out of range, or the solver needs a symmetric condition; when it is
+        traced, there is no condition, it does not return a tree like params, a differentiated
+        hyperparameter does not enter it, batches are unlike the data although `batches` is None or
+        are more than the steps, or something other than `Unrolled.params` is differentiated.
+      TypeError: `condition` or `solver` is none.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> from hgrad_jax.adjoints.implicit import Implicit
+      >>> def loss(params, hparams, batch, key):
+      ...     return jnp.sum((params - 3.0) ** 2) + hparams["l2"] * jnp.sum(params**2)
+      >>> rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
+      >>> def end(l2):
+      ...     settings = {"num_steps": 100, "adjoint": Implicit()}
+      ...     return hg.unroll(rule, jnp.float32(0), {"l2": l2}, None, **settings).params
+
+      The minimum is at 3 / (1 + l2), whose derivative is -3 / (1 + l2)**2:
+
+      >>> print(f"{jax.grad(end)(0.5):.4f}")
+      -1.3333
+    """
+
+    condition: Condition | None = None
+    solver: LinearSolver = dataclasses.field(default_factory=ConjugateGradient)
+    batches: int | None = None
+    stationarity_tolerance: float = 1e-2
+
+    def __post_init__(self):
+        if self.condition is not None and not isinstance(self.condition, Condition):
+            raise TypeError(
+                f"condition is {self.condition!r}; pass Stationary(loss), Root(function), "
+                "FixedPoint(function), or None for the stationary points of the rule's own loss."
+            )
+        if not isinstance(self.solver, LinearSolver):
+            raise TypeError(
+                f"solver is {self.solver!r}; it must be an object such as ConjugateGradient() or "
+                "GMRES()."
+            )
+        is_symmetric = self.condition is None or self.condition.is_symmetric
+        if self.solver.needs_symmetry and not is_symmetric:
+            raise ValueError(
+                f"solver is {self.solver!r}, which needs a symmetric condition, and "
+                f"{type(self.condition).__name__} is not; pass GMRES() or Neumann(step_size), or "
+                "Stationary(loss) if the condition is the gradient of a loss."
+            )
+        is_int = isinstance(self.batches, int | np.integer) and not isinstance(self.batches, bool)
+        if self.batches is not None and (not is_int or self.batches < 1):
+            raise ValueError(
+                f"batches is {self.batches!r}; it must be a positive int, the number of last "
+                "batches that the condition is the mean over, or None for the data whole."
+            )
+        is_bool = isinstance(self.stationarity_tolerance, bool)
+        if is_bool or not self.stationarity_tolerance > 0:
+            raise ValueError(
+                f"stationarity_tolerance is {self.stationarity_tolerance!r}; it must be a positive "
+                "float."
+            )
+
+    def require(self, transition: Transition) -> None:
+        """Raises a ValueError if no condition is given and the transition knows no loss."""
+        if self.condition is None and getattr(transition.exact, "loss", None) is None:
+            raise ValueError(
+                "adjoint is Implicit() without a condition, and this transition does not say which "
+                "loss it descends; pass Implicit(condition=Stationary(loss)), or Root or "
+                "FixedPoint where a gradient= replaces the loss's."
+            )
+
+    def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
+        """Raises a ValueError if batches or the condition do not fit the run."""
+        if self.batches is not None and self.batches > trajectory.num_steps:
+            raise ValueError(
+                f"batches is {self.batches}, but num_steps is {trajectory.num_steps}; the "
+                "condition is the mean over batches of the run's last steps: pass fewer."
+            )
+        if self.batches is None and trajectory.batch_fn is not None:
+            _require_like_data(trajectory, inputs)
+
+        def condition_at_the_start(params, inputs):
+            state = first_state(trajectory, params, inputs)
+            _read_at(trajectory.transition, state)
+            rest = _rest(trajectory, state, params, inputs)
+            batch, key = _last_batch(self.batches, trajectory, rest)
+            condition = self._condition(trajectory.transition)
+            return condition.residual(rest.params, rest.hparams, batch, key)
+
+        jax.eval_shape(condition_at_the_start, params, inputs)
+
+    def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
+        """Returns the last state, the info, and the trace `[T]`."""
+
+        @jax.custom_vjp
+        def trained(params, inputs):
+            return Direct().run(trajectory, params, inputs)
+
+        def forward(params, inputs):
+            is_differentiated = [
+                any(leaf.perturbed for leaf in jax.tree.leaves((constant, schedule)))
+                for constant, schedule in zip(inputs.constants, inputs.schedules, strict=True)
+            ]
+            params, inputs = jax.tree.map(lambda leaf: leaf.value, (params, inputs))
+            self._refuse_absent(trajectory, params, inputs, is_differentiated)
+            params, inputs = _differentiated_once((params, inputs))
+            end, info, trace = Direct().run(trajectory, params, inputs)
+            return (end, info, trace), (end, params, inputs)
+
+        def backward(residuals, bars):
+            end, params, inputs = residuals
+            state_bar, _, trace_bar = bars
+            params_bar = _params_bar(trajectory.transition, end, state_bar)
+            if not all(isinstance(bar, SymbolicZero) for bar in _leaves(trace_bar)):
+                raise ValueError(
+                    "the trace of record is differentiated, but Implicit() differentiates "
+                    "Unrolled.params only; use Direct() or Checkpointed()."
+                )
+            bars, _ = self._pull(trajectory, end, params, inputs, params_bar)
+            return bars
+
+        # The custom rule goes around the whole trajectory, so that it keeps nothing of a step.
+        trained.defvjp(forward, backward, symbolic_zeros=True)
+        return trained(params, inputs)
+
+    def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
+        """Returns what `run` returns, and its pullback, whose info says how it was solved."""
+        self._refuse_absent(trajectory, params, inputs, [True] * len(inputs.constants))
+        params, inputs = _differentiated_once((params, inputs))
+        end, info, trace = self.run(trajectory, params, inputs)
+
+        def pullback(state_bar, trace_bar):
+            params_bar = _params_bar(trajectory.transition, end, state_bar, is_read_only=True)
+            is_dropped = jnp.zeros((), bool)
+            for leaf in jax.tree.leaves(trace_bar):
+                is_dropped |= jnp.any(leaf != 0)
+            bars, solve = self._pull(trajectory, end, params, inputs, params_bar, is_dropped)
+            return *bars, BackwardInfo(info, None, all_finite(bars), solve=solve)
+
+        return (end, info, trace), pullback
+
+    def _pull(
+        self,
+        trajectory: Trajectory,
+        end: State,
+        params: Params,
+        inputs: Inputs,
+        params_bar: Params,
+        is_trace_dropped: Array | None = None,
+    ) -> tuple[tuple[Params, Inputs], ImplicitInfo]:
+        """Returns the cotangents of the initial parameters and of the inputs, and the info."""
+        params_bar = _differentiated_once(params_bar)
+        rest = _rest(trajectory, end, params, inputs)
+        condition = self._condition(trajectory.transition)
+        direction, solve = self.solver.solve(self._product(trajectory, rest), params_bar)
+        residual = _mean(
+            self.batches,
+            trajectory,
+            rest,
+            lambda batch, key: condition.residual(rest.params, rest.hparams, batch, key),
+        )
+        hparams_bar = _mean(
+            self.batches,
+            trajectory,
+            rest,
+            lambda batch, key: condition.hparams_product(
+                rest.params, rest.hparams, batch, key, direction
+            ),
+        )
+        is_dropped = jnp.zeros((), bool) if is_trace_dropped is None else is_trace_dropped
+        info = self._info(condition, solve, rest, direction, params_bar, residual, is_dropped)
+        is_good = info.is_stationary & info.is_converged & ~info.is_indefinite & ~is_dropped
+
+        def kept(x):
+            return jnp.where(is_good, x, jnp.nan)
+
+        bars = [-leaf for leaf in jax.tree.leaves(hparams_bar)]
+        constants = tuple(
+            kept(bar) if rows is None else None
+            for bar, rows in zip(bars, inputs.schedules, strict=True)
+        )
+        schedules = tuple(
+            None if rows is None else kept(jnp.zeros_like(rows).at[-1].set(bar))
+            for bar, rows in zip(bars, inputs.schedules, strict=True)
+        )
+        start_bar = jax.tree.map(lambda x: kept(jnp.zeros_like(x)), params)
+        return (start_bar, Inputs(constants, schedules, None, None)), info
+
+    def _product(self, trajectory: Trajectory, rest: _Rest) -> Callable[[Params], Params]:
+        """Returns the function u -> (dc/dparams)^T u, of the condition's mean over the batches."""
+        condition = self._condition(trajectory.transition)
+
+        def at(batch, key):
+            return condition.product(rest.params, rest.hparams, batch, key)
+
+        if self.batches in (None, 1):
+            # What does not depend on u is evaluated here, once for all steps of the solver.
+            return _mean(self.batches, trajectory, rest, at)
+        return lambda u: _mean(self.batches, trajectory, rest, lambda b, key: at(b, key)(u))
+
+    def _info(
+        self,
+        condition: Condition,
+        solve: SolveInfo,
+        rest: _Rest,
+        direction: Params,
+        params_bar: Params,
+        residual: Params,
+        is_trace_dropped: Array,
+    ) -> ImplicitInfo:
+        gain = _ratio(norm(direction), norm(params_bar))
+        size = norm(rest.params) + rest.start
+        stationarity = gain * _ratio(norm(residual), size)
+        return ImplicitInfo(
+            stationarity.astype(jnp.float32),
+            stationarity <= self.stationarity_tolerance,
+            solve.residual,
+            solve.is_converged,
+            solve.is_indefinite & condition.is_symmetric,
+            solve.num_steps,
+            solve.curvature,
+            is_trace_dropped,
+        )
+
+    def _condition(self, transition: Transition) -> Condition:
+        return Stationary(transition.exact.loss) if self.condition is None else self.condition
+
+    def _refuse_absent(
+        self,
+        trajectory: Trajectory,
+        params: Params,
+        inputs: Inputs,
+        is_differentiated: Sequence[bool],
+    ) -> None:
+        """Raises a ValueError if a differentiated hyperparameter does not enter the condition.
+
+        Read off the trace: whether its entry of the product with dc/dhparams depends on u at all.
+        """
+        if not any(is_differentiated):
+            return
+        condition = self._condition(trajectory.transition)
+
+        def product(direction):
+            state = first_state(trajectory, params, inputs)
+            rest = _rest(trajectory, state, params, inputs)
+            batch, key = _last_batch(self.batches, trajectory, rest)
+            return condition.hparams_product(rest.params, rest.hparams, batch, key, direction)
+
+        jaxpr = jax.make_jaxpr(product)(params).jaxpr
+        names = jax.tree_util.tree_leaves_with_path(
+            jax.tree.unflatten(trajectory.treedef, is_differentiated)
+        )
+        absent = []
+        for i, (path, is_asked) in enumerate(names):
+            only = [j == i for j in range(len(names))]
+            if is_asked and not any(dce_jaxpr(jaxpr, only)[1]):
+                absent.append("hparams" + jax.tree_util.keystr(path))
+        if absent:
+            raise ValueError(
+                f"{', '.join(absent)}: differentiated, but not in the condition that Implicit() "
+                "differentiates, so that the hypergradient would be a silent zero; pass a fixed "
+                "number to the rule (hg.momentum(loss, learning_rate=0.1)), or use an adjoint that "
+                "unrolls, such as Reversible() or Truncated()."
+            )
+
+
+def _rest(trajectory: Trajectory, end: State, params: Params, inputs: Inputs) -> _Rest:
+    slices = jax.tree.map(lambda rows: rows[-1], inputs.schedules)
+    return _Rest(
+        trajectory.transition.params(end),
+        hparams_of(trajectory, inputs.constants, slices),
+        inputs.data,
+        inputs.key,
+        norm(params),
+    )
+
+
+def _last_batch(
+    batches: int | None, trajectory: Trajectory, rest: _Rest
+) -> tuple[Batch, Array | None]:
+    return _batch(batches, trajectory, rest, jnp.int32(trajectory.num_steps - 1))
+
+
+def _batch(
+    batches: int | None, trajectory: Trajectory, rest: _Rest, t: Array
+) -> tuple[Batch, Array | None]:
+    source = trajectory._replace(batch_fn=None) if batches is None else trajectory
+    return batch_and_key(source, rest.data, rest.key, t)
+
+
+def _mean(
+    batches: int | None,
+    trajectory: Trajectory,
+    rest: _Rest,
+    function: Callable[[Batch, Array | None], Any],
+) -> Any:
+    """Returns the mean of a function over the last batches; of one batch, whatever it returns."""
+    if batches is None or batches == 1:
+        return function(*_last_batch(batches, trajectory, rest))
+
+    def add(total, t):
+        value = function(*_batch(batches, trajectory, rest, t))
+        return jax.tree.map(jnp.add, total, value), None
+
+    last = trajectory.num_steps
+    shapes = jax.eval_shape(lambda: function(*_last_batch(batches, trajectory, rest)))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(last - batches, last, dtype=jnp.int32))
+    return jax.tree.map(lambda x: x / batches, total)
+
+
+def _require_like_data(trajectory: Trajectory, inputs: Inputs) -> None:
+    """Raises a ValueError if batches cannot be smaller pieces of the data."""
+
+    def describe(tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef, [(x.dtype, x.ndim, x.shape[1:]) for x in leaves]
+
+    def shapes(tree):
+        return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+
+    batch, data = jax.eval_shape(
+        lambda data, key: (batch_and_key(trajectory, data, key, jnp.int32(0))[0], data),
+        inputs.data,
+        inputs.key,
+    )
+    if describe(batch) != describe(data):
+        raise ValueError(
+            f"batches is None, for the data whole as one batch, but the data are {shapes(data)} "
+            f"and batch_fn makes {shapes(batch)} of them; pass Implicit(batches=k) for the mean "
+            "over the last k batches."
+        )
+
+
+def _read_at(transition: Transition, state: State) -> list[int]:
+    """Returns which leaves of the state the parameters are.
+
+    Raises:
+      ValueError: they are none, but computed from some.
+    """
+    jaxpr = jax.make_jaxpr(transition.params)(state).jaxpr
+    positions = {id(variable): i for i, variable in enumerate(jaxpr.invars)}
+    if any(id(variable) not in positions for variable in jaxpr.outvars):
+        raise ValueError(
+            "transition.params computes the parameters from the state, but Implicit() needs them "
+            "read from it as they are; keep what it returns in the state, and let it return that."
+        )
+    return [positions[id(variable)] for variable in jaxpr.outvars]
+
+
+def _params_bar(
+    transition: Transition, end: State, state_bar: State, *, is_read_only: bool = False
+) -> Params:
+    """Returns the cotangent of the parameters out of that of the state.
+
+    Args:
+      transition: what reads the parameters.
+      end: the last state.
+      state_bar: its cotangent, with a SymbolicZero where nothing depends on a leaf.
+      is_read_only: whether it is known that nothing but the parameters is differentiated.
+
+    Raises:
+      ValueError: another leaf of the state is differentiated.
+    """
+    bars, read = _leaves(state_bar), _read_at(transition, end)
+    others = [bar for i, bar in enumerate(bars) if i not in read]
+    if not is_read_only and not all(isinstance(bar, SymbolicZero) for bar in others):
+        raise ValueError(
+            "a part of Unrolled.state is differentiated that is not the parameters, but Implicit() "
+            "differentiates Unrolled.params only; use Direct() or Checkpointed()."
+        )
+    picked = [
+        jnp.zeros(bars[i].shape, bars[i].dtype) if isinstance(bars[i], SymbolicZero) else bars[i]
+        for i in read
+    ]
+    return jax.tree.unflatten(jax.tree.structure(transition.params(end)), picked)
+
+
+def _leaves(bars: Any) -> list[Any]:
+    return jax.tree.leaves(bars, is_leaf=lambda bar: isinstance(bar, SymbolicZero))
+
+
+def _ratio(x: Array, y: Array) -> Array:
+    """Returns x / y, and 0 where x is 0."""
+    return jnp.where(x == 0, 0, x / jnp.where(x == 0, 1, y))
+
+
+def _like(params: Params, value: Any, name: str) -> Params:
+    def describe(tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef, [jnp.shape(leaf) for leaf in leaves]
+
+    if describe(value) != describe(params):
+        found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (value, params))
+        raise ValueError(
+            f"the function of {name} returned a tree of shapes {found}; it must return one like "
+            f"params, of shapes {wanted}."
+        )
+    return value
+
+
+def _has_primitive(jaxpr: Any, name: str) -> bool:
+    """Returns whether a primitive occurs in a jaxpr or in one that it calls."""
+    for equation in jaxpr.eqns:
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
+        is_inside = any(_has_primitive(x, name) for x in inner if hasattr(x, "eqns"))
+        if equation.primitive.name == name or is_inside:
+            return True
+    return False
+
+
+def _differentiated_once(tree: Any) -> Any:
+    return guarded(
+        tree,
+        "adjoint is Implicit(), whose hypergradient has no further derivatives: for second "
+        "derivatives, or to differentiate what hg.vjp and hg.value_and_hypergradient return, use "
+        "Direct() or Checkpointed(); for first derivatives take jax.grad of hg.unroll.",
+    )
