@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu bench lint types docs clean
+.PHONY: help run test test-slow test-gpu bench study lint types docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -50,6 +50,9 @@ test-gpu: $(INSTALLED)  ## Run the tests marked gpu and a short benchmark, if th
 
 bench: $(INSTALLED)  ## Measure time and memory against rivals (ARGS=...)
 	$(PY) -m experiments.bench $(ARGS)
+
+study: $(INSTALLED)  ## Compare approximate hypergradients with exact ones (ARGS=...)
+	$(PY) -m experiments.approximations $(ARGS)
 
 lint: $(INSTALLED)  ## Check style and format
 	$(PY) -m ruff check .

@@ -1,16 +1,17 @@
 """Hypergradients: gradients through training, exact to the last bit."""
 
 from hgrad_jax.adjoints.base import Adjoint as Adjoint
+from hgrad_jax.adjoints.base import Work as Work
 from hgrad_jax.adjoints.checkpointed import Checkpointed as Checkpointed
+from hgrad_jax.adjoints.conditions import FixedPoint as FixedPoint
+from hgrad_jax.adjoints.conditions import Root as Root
+from hgrad_jax.adjoints.conditions import Stationary as Stationary
 from hgrad_jax.adjoints.direct import Direct as Direct
 from hgrad_jax.adjoints.drmad import DrMAD as DrMAD
 from hgrad_jax.adjoints.drmad import DrMAD2 as DrMAD2
 from hgrad_jax.adjoints.drmad import EarlyDisplacement as EarlyDisplacement
 from hgrad_jax.adjoints.forward_mode import ForwardMode as ForwardMode
-from hgrad_jax.adjoints.implicit import FixedPoint as FixedPoint
 from hgrad_jax.adjoints.implicit import Implicit as Implicit
-from hgrad_jax.adjoints.implicit import Root as Root
-from hgrad_jax.adjoints.implicit import Stationary as Stationary
 from hgrad_jax.adjoints.reversible import Reversible as Reversible
 from hgrad_jax.adjoints.truncated import Truncated as Truncated
 from hgrad_jax.adjoints.waypoints import EqualArcLength as EqualArcLength
@@ -18,11 +19,20 @@ from hgrad_jax.adjoints.waypoints import EvenSteps as EvenSteps
 from hgrad_jax.adjoints.waypoints import Waypoints as Waypoints
 from hgrad_jax.check import HypergradientError as HypergradientError
 from hgrad_jax.check import check as check
-from hgrad_jax.comparison import Comparison as Comparison
-from hgrad_jax.comparison import compare as compare
 from hgrad_jax.derivatives import hvp as hvp
 from hgrad_jax.derivatives import jacobian_of_final_params as jacobian_of_final_params
 from hgrad_jax.derivatives import mixed_product as mixed_product
+from hgrad_jax.diagnostics.comparison import Comparison as Comparison
+from hgrad_jax.diagnostics.comparison import compare as compare
+from hgrad_jax.diagnostics.cotangents import cotangent_norms as cotangent_norms
+from hgrad_jax.diagnostics.distances import distances_to as distances_to
+from hgrad_jax.diagnostics.gradient_check import check_gradient as check_gradient
+from hgrad_jax.diagnostics.gradient_check import check_hypergradient as check_hypergradient
+from hgrad_jax.diagnostics.gradient_report import GradientReport as GradientReport
+from hgrad_jax.diagnostics.plan import Plan as Plan
+from hgrad_jax.diagnostics.plan import plan as plan
+from hgrad_jax.diagnostics.projections import projections as projections
+from hgrad_jax.diagnostics.reversal import reversal_errors as reversal_errors
 from hgrad_jax.elementary.adam import adam as adam
 from hgrad_jax.elementary.adam import adamw as adamw
 from hgrad_jax.elementary.average import AverageState as AverageState

@@ -214,7 +214,7 @@ def _add_record_bar(trajectory, state, data, trace_bar, t, bars):
     return jax.tree.map(jnp.add, bars, more)
 
 
-def _row(tree: Any, row: Array) -> Any:
+def _row(tree: Any, row: Array | int) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, 0, keepdims=False), tree)
 
 

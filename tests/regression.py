@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import hgrad_jax as hg
 
@@ -14,6 +15,20 @@ RULES = {
     "heavy_ball": hg.heavy_ball,
     "adam": lambda loss: hg.adam(loss, b1=hg.field("momentum"), b2=0.9, eps=1e-3),
     "rmsprop_momentum": lambda loss: hg.rmsprop_momentum(loss, decay=0.8, eps=1e-3),
+}
+ALL_RULES = RULES | {
+    "adamw": lambda loss: hg.adamw(
+        loss, b1=hg.field("momentum"), b2=0.9, eps=1e-3, weight_decay=hg.field("learning_rate")
+    ),
+    "average": lambda loss: hg.average(hg.momentum(loss), decay=0.8),
+    "polyak_average": lambda loss: hg.polyak_average(hg.momentum(loss)),
+    "sgd": hg.sgd,
+    "nesterov": hg.nesterov,
+    "rmsprop": lambda loss: hg.rmsprop(loss, decay=0.8, eps=1e-3),
+    "from_optax": lambda loss: hg.from_optax(
+        lambda hparams: optax.adam(hparams["learning_rate"], hparams["momentum"], 0.9, eps=1e-3),
+        loss,
+    ),
 }
 ADJOINTS = [
     hg.Direct(),
@@ -81,7 +96,7 @@ def objective(rule, adjoint, axes):
 
     def value(params, hparams):
         out = hg.unroll(
-            RULES[rule](loss),
+            ALL_RULES[rule](loss),
             params,
             hparams,
             data(),

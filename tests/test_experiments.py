@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 import hgrad_jax as hg
-from experiments import tune_digits
+from experiments import approximations, tune_digits
 from experiments.common import environment, option, parse, write_json_line
 
 TINY = [
@@ -204,3 +204,30 @@ class TestTuneDigits:
     def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
         with pytest.raises(SystemExit, match=message):
             tune_digits.main([*words, "--out", str(tmp_path)])
+
+
+class TestApproximations:
+    def test_the_study_compares_every_method_and_draws_it(self, tmp_path, capsys):
+        (found,) = approximations.main(
+            ["--num-steps", "30", "--batch-size", "20", "--waypoints", "3", "--out", str(tmp_path)]
+        )
+        rows = {row.name: row for row in found.rows}
+        assert {"DrMAD", "DrMAD2", "Implicit", "3 waypoints", "2 waypoints, undone"} <= set(rows)
+        # Momentum 0.95 allows 90 steps to be undone: two waypoints are enough for 30.
+        for exact in ("Checkpointed", "2 waypoints, undone"):
+            error = rows[exact].relative_error
+            assert error is not None
+            assert error < 1e-4
+        assert rows["DrMAD"].cosine != pytest.approx(1, abs=1e-4)
+        (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+        assert [row["name"] for row in record["rows"]] == list(rows)
+        assert record["config"]["num_steps"] == [30]
+        assert imread(tmp_path / "cosines.png").shape[0] > 400
+        assert "8860 hyperparameters, 30 steps" in capsys.readouterr().out
+
+    def test_bad_input(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            approximations.main(["--num-steps", "5"])
+        assert "num_steps is 5; the study starts at 20" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=r"error: .*mnist"):
+            approximations.main(["--data", "mnist", "--data-dir", str(tmp_path)])

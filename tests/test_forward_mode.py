@@ -129,8 +129,8 @@ def test_forward_is_reverse_on_mnist():
     """
     try:
         images = load("mnist", download=False).train
-    except DataUnavailableError as error:
-        pytest.skip(f"needs MNIST: {error}")
+    except DataUnavailableError as unavailable:
+        pytest.skip(f"needs MNIST: {unavailable}")
     train, valid = split(images, (20_000, 5_000), seed=0)
     train, valid = jax.tree.map(jnp.asarray, (train, valid))
     sizes = [784, 300, 300, 10]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.adjoints.implicit import FixedPoint, Implicit, Root, Stationary
+from hgrad_jax.adjoints.conditions import FixedPoint, Root, Stationary
+from hgrad_jax.adjoints.implicit import Implicit
 from hgrad_jax.data import minibatches
 from hgrad_jax.linear_solvers import GMRES, ConjugateGradient, Neumann
 

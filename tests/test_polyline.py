@@ -1,5 +1,7 @@
 """DrMAD, DrMAD2 and waypoints: values by hand, the exact methods as their limits, their costs."""
 
+# pyright: reportArgumentType=false
+
 import functools
 
 import jax
@@ -153,8 +155,9 @@ def test_undo_is_the_inverse_of_a_step(rule):
             hparams["learning_rate"] = jnp.asarray(0.1)
         batch, key = regression.data(), jnp.asarray(regression.KEY)
         state = transition.init(regression.start(), hparams)
-        for _ in range(3):
-            before, state = state, transition.step(state, hparams, batch, key)
+        for _ in range(2):
+            state = transition.step(state, hparams, batch, key)
+        before, state = state, transition.step(state, hparams, batch, key)
         for got, want in zip(
             jax.tree.leaves(undo(transition.exact, state, hparams, batch, key)),
             jax.tree.leaves(before),

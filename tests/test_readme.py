@@ -11,12 +11,12 @@ import hgrad_jax as hg
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+
+
 def program(adjoint: str) -> dict:
-    (code,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-        if "def loss" in block
-    ]
+    (code,) = [block for block in blocks() if "def loss" in block]
     names: dict = {}
     exec(
         compile(code.replace("hg.Reversible(smallest_decay=0.8)", adjoint), str(README), "exec"),
@@ -42,3 +42,11 @@ def test_the_program_runs_and_agrees_with_direct(capsys):
 def test_every_name_that_the_readme_calls_exists():
     for name in set(re.findall(r"\bhg\.(\w+)\(", README.read_text())):
         assert hasattr(hg, name), name
+
+
+def test_the_tools_run_on_the_program(capsys):
+    (code,) = [block for block in blocks() if "def objective" in block]
+    exec(compile(code, str(README), "exec"), program("hg.Reversible(smallest_decay=0.8)"))
+    text = capsys.readouterr().out
+    assert "52 hyperparameters, 50 steps" in text
+    assert "WRONG" not in text

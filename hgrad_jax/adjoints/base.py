@@ -1,7 +1,7 @@
-"""What every adjoint is: a way to run a trajectory, and to differentiate it."""
+"""What every adjoint is: a way to run a trajectory, and to differentiate it, at what cost."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,6 +13,29 @@ Run = tuple[State, RunInfo, Any]
 
 Pullback = Callable[[State, Any], tuple[Params, Inputs, BackwardInfo]]
 """`pullback(state_bar, trace_bar) -> (params_bar, inputs_bar, BackwardInfo)`."""
+
+
+class Work(NamedTuple):
+    """What an adjoint computes for one hypergradient, by its definition; None for what is unknown.
+
+    Attributes:
+      is_exact: whether its hypergradient is exact up to rounding.
+      gradients: evaluations of the loss's gradient, but for those within products.
+      products: derivatives of a gradient along one direction or cotangent, each about as costly as
+        another gradient. Where the way back meets states of its own (`Reversible`, `Waypoints`),
+        it evaluates the gradient in the same pass: two gradients' cost.
+    """
+
+    is_exact: bool | None
+    gradients: int | None
+    products: int | None
+
+    @property
+    def total(self) -> int | None:
+        """Gradients and products together."""
+        if self.gradients is None or self.products is None:
+            return None
+        return self.gradients + self.products
 
 
 class Adjoint:
@@ -27,6 +50,16 @@ class Adjoint:
     def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the end of the run, differentiable in `params` and `inputs`."""
         raise NotImplementedError
+
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns what a hypergradient takes: by default unknown.
+
+        Args:
+          num_steps: T.
+          num_hparams: how many numbers are differentiated, steps of schedules counted apart.
+        """
+        del num_steps, num_hparams
+        return Work(None, None, None)
 
     def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
         """Returns what `run` returns, and its pullback: by default the one that JAX finds."""

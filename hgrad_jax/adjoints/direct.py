@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from hgrad_jax.adjoints.base import Adjoint, Run
+from hgrad_jax.adjoints.base import Adjoint, Run, Work
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
@@ -30,6 +30,11 @@ class Direct(Adjoint):
     def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""
         return run_from(trajectory, first_state(trajectory, params, inputs), inputs)
+
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns a gradient and a product per step."""
+        del num_hparams
+        return Work(True, num_steps, num_steps)
 
 
 def run_from(trajectory: Trajectory, state: State, inputs: Inputs) -> Run:

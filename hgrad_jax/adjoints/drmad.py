@@ -11,6 +11,7 @@ from hgrad_jax.adjoints.along_polyline import (
     require_exact,
     undoing_budget,
 )
+from hgrad_jax.adjoints.base import Work
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
 from hgrad_jax.types import Array, Params, State, Transition
@@ -72,9 +73,11 @@ class DrMAD(AlongPolyline):
     steps, those differentiated are spread evenly over the run, and each takes the batch, the rates
     and the decays of its own step; nothing makes up for the others.
 
-    Exact where the path is a straight line, walked evenly; elsewhere nothing bounds the error.
-    MEASURED. Not for a number to believe; `Waypoints` is the better use of any memory, and
-    `Reversible()` takes less than a kilobyte more a step and is exact.
+    Exact where the path is a straight line, walked evenly; elsewhere nothing bounds the error. In
+    the README's study (MNIST, an MLP, momentum 0.95, a scale for every weight) its cosine with the
+    exact hypergradient was 0.78 after 200 steps, and 0.02 after 2,000, with a norm 4e17 times too
+    large; with `EarlyDisplacement(10)` 0.80 and 0.32. Not for a number to believe: `Waypoints` is
+    the better use of any memory, and `Reversible()` is exact for little more.
 
     Attributes:
       reverse_steps: how many, 1 to T; an `EarlyDisplacement` chooses them from the run; None for T.
@@ -102,6 +105,14 @@ class DrMAD(AlongPolyline):
         """Returns the number of reverse steps: int32 scalar."""
         return _reverse_steps(self.reverse_steps, trajectory, start, end, inputs)
 
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns a gradient per step and a product per reverse step.
+
+        An `EarlyDisplacement` takes its early steps twice, and what it chooses is unknown.
+        """
+        del num_hparams
+        return _work(num_steps, self.reverse_steps, 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class DrMAD2(AlongPolyline):
@@ -110,7 +121,9 @@ class DrMAD2(AlongPolyline):
     St. Jules (2017, section 3.1). The end of a run shapes the hypergradient most, and there the
     path is the true one, as long as the digits last. Memory for two states, time for a gradient
     with its Hessian-vector products per reverse step and one more gradient per step undone. Only
-    for rules that can be undone, and only as good as the line before: MEASURED
+    for rules that can be undone, and only as good as the line before: in the README's study its
+    cosine with the exact hypergradient was 0.97 after 200 steps and 0.10 after 2,000. Not for runs
+    much longer than what is undone.
 
     Attributes:
       undone_steps: how many last steps, at least 1; None for as many as the precision allows, 20 /
@@ -153,6 +166,26 @@ class DrMAD2(AlongPolyline):
         if self.undone_steps is None:
             return undoing_budget(trajectory, inputs, like)
         return jnp.int32(self.undone_steps)
+
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns what `DrMAD` takes, with one more gradient per step undone.
+
+        How many are undone is unknown where the precision decides.
+        """
+        del num_hparams
+        return _work(num_steps, self.reverse_steps, self.undone_steps)
+
+
+def _work(
+    num_steps: int, reverse_steps: int | EarlyDisplacement | None, undone_steps: int | None
+) -> Work:
+    early, visited = 0, reverse_steps or num_steps
+    if isinstance(visited, EarlyDisplacement):
+        early, visited = min(visited.num_steps, num_steps), None
+    if undone_steps is None or (visited is None and undone_steps > 0):
+        return Work(False, None, visited)
+    # No more are undone than are visited.
+    return Work(False, num_steps + early + min(undone_steps, visited or 0), visited)
 
 
 def _reverse_steps(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.base import Adjoint, Pullback, Run
+from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.guard import is_float
 from hgrad_jax.liveness import live_bytes
@@ -71,6 +71,14 @@ class ForwardMode(Adjoint):
         unrolled.defjvp(push, symbolic_zeros=True)
         return unrolled(params, inputs)
 
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns a gradient per step, and a product per number and step.
+
+        That is with all tangents carried at once. In groups, whose number `memory` and the size of
+        a step decide, each group repeats the gradients.
+        """
+        return Work(True, num_steps, num_hparams * num_steps)
+
     def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
         """Returns what `run` returns, and its pullback, which gives None for the parameters."""
 
@@ -82,8 +90,9 @@ class ForwardMode(Adjoint):
         (end, trace), pull, info = jax.vjp(run, inputs.constants, inputs.schedules, has_aux=True)
 
         def pullback(state_bar, trace_bar):
-            bars = pull((state_bar, trace_bar))
-            return None, Inputs(*bars, None, None), BackwardInfo(info, None, all_finite(bars))
+            constants_bar, schedules_bar = bars = pull((state_bar, trace_bar))
+            found = BackwardInfo(info, None, all_finite(bars))
+            return None, Inputs(constants_bar, schedules_bar, None, None), found
 
         return (end, info, trace), pullback
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.adjoints.base import Adjoint, Pullback, Run
+from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.decay import SMALLEST_DECAY
@@ -137,6 +137,14 @@ class Reversible(Adjoint):
         # stacked T times.
         unrolled.defvjp(forward, backward)
         return unrolled(state, inputs)
+
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns a gradient and a product per step; two gradients if they are not shared.
+
+        Rules whose kick is not linear in the gradient evaluate it apart in any case.
+        """
+        del num_hparams
+        return Work(True, (1 + (not self.share_gradient)) * num_steps, num_steps)
 
     def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
         """Returns what `run` returns, and its pullback."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.base import Adjoint, Run
+from hgrad_jax.adjoints.base import Adjoint, Run, Work
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
@@ -25,8 +25,10 @@ class Truncated(Adjoint):
 
     Truncated backpropagation through time (Williams and Peng 1990); for hyperparameters, Shaban,
     Cheng, Hatch and Boots (2019), who show that the bias falls exponentially with the window where
-    training contracts, as it does near a strongly convex minimum. Elsewhere nothing bounds it:
-    compare with an exact adjoint on a shorter run. What a hyperparameter did before the window
+    training contracts, as it does near a strongly convex minimum. Elsewhere nothing bounds it: in
+    the README's study (MNIST, an MLP, momentum 0.95, a scale for every weight) the last tenth of
+    the run gave a cosine of 0.76 with the exact hypergradient after 200 steps, 0.34 after 2,000.
+    Compare with an exact adjoint on a shorter run. What a hyperparameter did before the window
     counts as zero: so does the whole effect of the initial parameters, unless the window is the
     run. Memory for `window` steps, and the time of their backward pass on top of the run forward.
 
@@ -74,6 +76,11 @@ class Truncated(Adjoint):
         end, late = scan(inputs, middle, first, trajectory.num_steps)
         trace = late if early is None else jax.tree.map(join, early, late)
         return end, float_run_info(trajectory, end), trace
+
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns a gradient per step and a product per step of the window."""
+        del num_hparams
+        return Work(self.window >= num_steps, num_steps, min(self.window, num_steps))
 
 
 def join(early: jax.Array, late: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from hgrad_jax.adjoints.along_polyline import (
     require_exact,
     undoing_budget,
 )
+from hgrad_jax.adjoints.base import Work
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
 from hgrad_jax.types import Array, Params, State, Transition
@@ -24,7 +25,7 @@ class EvenSteps:
     def place(self, trajectory: Trajectory, state: State, inputs: Inputs, count: int) -> Array:
         """Returns before which steps the waypoints are: int32 `[count]`, from 0 to T."""
         del state, inputs
-        return jnp.asarray(np.round(np.linspace(0, trajectory.num_steps, count)), jnp.int32)
+        return jnp.asarray(_evenly(trajectory.num_steps, count), jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,13 @@ class Waypoints(AlongPolyline):
     gradient with its Hessian-vector products per step back, with one more gradient where steps are
     undone.
 
-    MEASURED
+    Straight lines need many corners: in the README's study (MNIST, an MLP, momentum 0.95, a scale
+    for every weight, 2,000 steps) 20, 50, 100 and 200 of them gave cosines of 0.906, 0.979, 0.994
+    and 0.9996 with the exact hypergradient; `EqualArcLength` hardly differed. With steps undone, 6
+    and 12 gave 0.36 and 0.90, and 24, which leave no line, the hypergradient to 4e-6. So undo where
+    the rule allows it, with more than T / `undoing_budget` waypoints; that takes some ten times the
+    memory of `Reversible()`, and nothing checks that no line is left. Not for a number to believe
+    with fewer.
 
     Attributes:
       count: how many states are kept, the first and the last included, 2 to T + 1.
@@ -145,3 +152,24 @@ class Waypoints(AlongPolyline):
         if self.undone_steps is None:
             return undoing_budget(trajectory, inputs, like)
         return jnp.int32(self.undone_steps) if self.undone_steps else None
+
+    def work(self, num_steps: int, num_hparams: int) -> Work:
+        """Returns a gradient and a product per step, and one more gradient per step undone.
+
+        `EqualArcLength` takes another gradient per step, for a run of its own. How many steps are
+        undone is unknown where the precision or the path's length decides.
+
+        >>> Waypoints(5).work(100, 3), Waypoints(5, undone_steps=10).work(100, 3).gradients
+        (Work(is_exact=False, gradients=100, products=100), 140)
+        """
+        del num_hparams
+        is_even = isinstance(self.placement, EvenSteps)
+        if self.undone_steps is None or (self.undone_steps and not is_even):
+            return Work(False, None, num_steps)
+        lengths = np.diff(_evenly(num_steps, self.count))
+        undone = int(np.minimum(lengths, self.undone_steps).sum())
+        return Work(False, (2 - is_even) * num_steps + undone, num_steps)
+
+
+def _evenly(num_steps: int, count: int) -> np.ndarray:
+    return np.round(np.linspace(0, num_steps, count)).astype(int)

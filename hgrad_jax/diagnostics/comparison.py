@@ -10,6 +10,7 @@ import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.check import HypergradientError, check
+from hgrad_jax.diagnostics.text_table import aligned
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
@@ -55,18 +56,10 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         head = ("adjoint", "value", "norm", "cosine", "of signs", "rel. error", "s", "MB")
-        lines = [head, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+        lines = aligned([head, *(_cells(row) for row in self.rows)])
         notes = [f"{row.name}: {row.problem}" for row in self.rows if row.problem]
         title = f"{self.num_hparams} hyperparameters, {self.num_steps} steps"
-        return "\n".join([title, *text, *notes])
+        return "\n".join([title, *lines, *notes])
 
     def to_json(self) -> str:
         """Returns the rows as one line of JSON; null for what is None, infinite or NaN."""
@@ -136,10 +129,11 @@ def compare(
       key: as `unroll`.
       batch_fn: as `unroll`.
       hparams_axes: as `unroll`.
-      repeats: how many timed runs, at least 1; the fastest counts.
+      repeats: how many timed runs after a first one, whose time counts if there are none; of
+        several the fastest.
 
     Raises:
-      ValueError: there are no adjoints, `repeats` is below 1, or the reference has no finite
+      ValueError: there are no adjoints, `repeats` is below 0, or the reference has no finite
         hypergradient.
 
     Example:
@@ -162,8 +156,8 @@ def compare(
     )
     if not named:
         raise ValueError("adjoints is empty; give at least one, such as [hg.Reversible()].")
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}; it must be at least 1.")
+    if repeats < 0:
+        raise ValueError(f"repeats is {repeats}; it must be at least 0.")
     if reference is not None:
         named = {f"{reference!r}": reference} | {n: a for n, a in named.items() if a != reference}
 
@@ -205,12 +199,14 @@ def _measure(program: Any, args: tuple, repeats: int) -> tuple[Row, np.ndarray |
     except (ValueError, TypeError) as error:
         return nothing._replace(problem=str(error).splitlines()[0]), None
     memory = compiled.memory_analysis()
-    value, h, info = jax.block_until_ready(compiled(*args))
-    seconds = []
-    for _ in range(repeats):
+
+    def run():
         begun = time.perf_counter()
-        jax.block_until_ready(compiled(*args))
-        seconds.append(time.perf_counter() - begun)
+        found = jax.block_until_ready(compiled(*args))
+        return found, time.perf_counter() - begun
+
+    (value, h, info), first = run()
+    seconds = [run()[1] for _ in range(repeats)] or [first]
     problem = None
     try:
         check(info)

@@ -1,0 +1,170 @@
+"""Conditions that trained parameters satisfy: what `Implicit()` differentiates.
+
+A condition is a function c(params, hparams, batch, key) that is zero where training comes to rest,
+and its products with a direction u: (dc/dparams)^T u and (dc/dhparams)^T u. Solving with them is
+`hgrad_jax.linear_solvers`', and the hypergradient `hgrad_jax.adjoints.implicit`'s.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.elementary.kick_drift import scalar
+from hgrad_jax.types import Batch, Hparams, Loss, Params
+
+VectorField = Callable[[Params, Hparams, Batch, Any], Params]
+"""`function(params, hparams, batch, key) -> tree like params`."""
+
+
+class Condition:
+    """What holds where training comes to rest: c(params, hparams, batch, key) = 0.
+
+    Subclasses are frozen dataclasses and define `residual`.
+
+    Attributes:
+      is_symmetric: whether dc/dparams is, as a Hessian is.
+    """
+
+    is_symmetric: ClassVar[bool] = False
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns c, a tree like params."""
+        raise NotImplementedError
+
+    def product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any
+    ) -> Callable[[Params], Params]:
+        """Returns the function u -> (dc/dparams)^T u."""
+        _, pull = jax.vjp(lambda p: self.residual(p, hparams, batch, key), params)
+        return lambda direction: pull(direction)[0]
+
+    def hparams_product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any, direction: Params
+    ) -> Hparams:
+        """Returns (dc/dhparams)^T u for the direction u."""
+        _, pull = jax.vjp(lambda h: self.residual(params, h, batch, key), hparams)
+        return pull(direction)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stationary(Condition):
+    """The gradient of a loss in the parameters is zero.
+
+    Products are taken forward over reverse; reverse over reverse if the loss has a loop with a
+    `custom_vjp` inside.
+
+    Attributes:
+      loss: `loss(params, hparams, batch, key) -> floating-point scalar`, twice differentiable.
+
+    Raises:
+      ValueError: when it is traced, the loss is no floating-point scalar.
+    """
+
+    loss: Loss
+
+    is_symmetric: ClassVar[bool] = True
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns the gradient of the loss."""
+        return jax.grad(scalar(self.loss))(params, hparams, batch, key)
+
+    def product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any
+    ) -> Callable[[Params], Params]:
+        """Returns the function u -> H u, with H the Hessian of the loss."""
+        if not self._is_twice_forward(params, hparams, batch, key):
+            return super().product(params, hparams, batch, key)
+        return jax.linearize(lambda p: self.residual(p, hparams, batch, key), params)[1]
+
+    def hparams_product(
+        self, params: Params, hparams: Hparams, batch: Batch, key: Any, direction: Params
+    ) -> Hparams:
+        """Returns d<u, grad loss>/dhparams for the direction u."""
+        if not self._is_twice_forward(params, hparams, batch, key):
+            return super().hparams_product(params, hparams, batch, key, direction)
+        gradients = self._gradients(batch, key)
+        return jax.jvp(lambda p: gradients(p, hparams)[1], (params,), (direction,))[1]
+
+    def _gradients(
+        self, batch: Batch, key: Any
+    ) -> Callable[[Params, Hparams], tuple[Params, Hparams]]:
+        # In both arguments: where a custom_vjp is only applied to the parameters, its rule is used
+        # by the gradient in these, and forward mode meets the rule's code, not the custom_vjp.
+        return lambda params, hparams: jax.grad(scalar(self.loss), argnums=(0, 1))(
+            params, hparams, batch, key
+        )
+
+    def _is_twice_forward(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> bool:
+        gradients, point = self._gradients(batch, key), (params, hparams)
+        jaxpr = jax.make_jaxpr(lambda *point: jax.jvp(gradients, point, point))(*point)
+        # What a derivative of a custom_vjp inside a loop is traced as; it raises only when it is
+        # compiled.
+        return not _has_primitive(jaxpr.jaxpr, "custom_lin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Root(Condition):
+    """A function of the parameters is zero.
+
+    Attributes:
+      function: `function(params, hparams, batch, key) -> tree like params`, differentiable.
+
+    Raises:
+      ValueError: when it is traced, the function returns something else.
+    """
+
+    function: VectorField
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns the function's value."""
+        return _like(params, self.function(params, hparams, batch, key), "Root")
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint(Condition):
+    """The parameters are what a function maps them to: c = params - function(params, ...).
+
+    If the function is a training step, then its learning rate does enter the condition, and its
+    hypergradient is computed: zero, up to the distance from the fixed point, which it does not
+    move.
+
+    Attributes:
+      function: `function(params, hparams, batch, key) -> tree like params`, differentiable.
+
+    Raises:
+      ValueError: when it is traced, the function returns something else.
+    """
+
+    function: VectorField
+
+    def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
+        """Returns params - function(params, hparams, batch, key)."""
+        mapped = _like(params, self.function(params, hparams, batch, key), "FixedPoint")
+        return jax.tree.map(jnp.subtract, params, mapped)
+
+
+def _like(params: Params, value: Any, name: str) -> Params:
+    def describe(tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef, [jnp.shape(leaf) for leaf in leaves]
+
+    if describe(value) != describe(params):
+        found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (value, params))
+        raise ValueError(
+            f"the function of {name} returned a tree of shapes {found}; it must return one like "
+            f"params, of shapes {wanted}."
+        )
+    return value
+
+
+def _has_primitive(jaxpr: Any, name: str) -> bool:
+    """Returns whether a primitive occurs in a jaxpr or in one that it calls."""
+    for equation in jaxpr.eqns:
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
+        is_inside = any(_has_primitive(x, name) for x in inner if hasattr(x, "eqns"))
+        if equation.primitive.name == name or is_inside:
+            return True
+    return False

@@ -1,0 +1,123 @@
+"""Central differences of eighth order, with estimates of their own error.
+
+Of a function f, in float64 and with h the step,
+
+    f'(x) ~ sum_k w_k (f(x + k h) - f(x - k h)) / h,    w = 4/5, -1/5, 4/105, -1/280,
+
+whose error is about h**8 f^(9)(x) / 630. How far to trust it is read off the same nine values: from
+the difference of sixth order, and from the even part of f, which extrapolates to the jump of f' at
+x and so shows a kink. Where a difference cannot decide, smaller steps are tried.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.types import Array
+
+OFFSETS = np.arange(-4.0, 5.0)
+EIGHTH_ORDER = np.array([4 / 5, -1 / 5, 4 / 105, -1 / 280])
+SIXTH_ORDER = np.array([3 / 4, -3 / 20, 1 / 60, 0])
+# Of (f(x + k h) + f(x - k h) - 2 f(x)) / (k h): what is left at h = 0 is the jump of f' at x.
+JUMPS = np.array([[14 / 5, -14 / 5, 6 / 5, -1 / 5], [5 / 2, -2, 1 / 2, 0]])
+# For one kink, anywhere in the stencil, the error is at most 2.4 times the sum of the three parts.
+CAUTION = 3.0
+SHRINK = (1.0, 1e-1, 1e-2, 1e-3)
+CHUNK = 16
+EPSILON = float(np.finfo(np.float64).eps)
+
+
+class Differences(NamedTuple):
+    """Derivatives by differences, float64 `[K]` each.
+
+    Attributes:
+      derivative: the central difference; NaN where a step leaves the function's domain.
+      uncertainty: estimate of its error, NaN where that is.
+      rounding: the part of it that rounding makes.
+      step: h.
+    """
+
+    derivative: np.ndarray
+    uncertainty: np.ndarray
+    rounding: np.ndarray
+    step: np.ndarray
+
+
+def central_differences(values: np.ndarray, step: np.ndarray) -> Differences:
+    """Returns the differences and how uncertain they are.
+
+    Args:
+      values: float64 `[K, 9]`, the function at x - 4 h, ..., x + 4 h.
+      step: h, float64 `[K]`, positive.
+
+    >>> found = central_differences(np.exp(0.1 * OFFSETS)[None], np.array([0.1]))
+    >>> print(f"{found.derivative[0]:.9f} +- {found.uncertainty[0]:.0e}")
+    1.000000000 +- 5e-06
+    """
+    ahead, behind, here = values[:, 5:], values[:, 3::-1], values[:, 4:5]
+    with np.errstate(all="ignore"):  # infinite or NaN where a step leaves the domain
+        odd = (ahead - behind) / step[:, None]
+        even = (ahead + behind - 2 * here) / (np.arange(1, 5) * step[:, None])
+        derivative = odd @ EIGHTH_ORDER
+        parts = [derivative - odd @ SIXTH_ORDER, *(even @ JUMPS.T).T]
+        rounding = 10 * EPSILON * np.max(np.abs(values), 1) / step
+        uncertainty = CAUTION * sum(np.abs(part) for part in parts) + rounding
+    return Differences(derivative, uncertainty, rounding, step)
+
+
+def best_differences(
+    function: Callable[[Array, Any], Array],
+    x: np.ndarray,
+    rest: Any,
+    numbers: np.ndarray,
+    *,
+    step: float,
+    is_enough: Callable[[Differences], np.ndarray],
+) -> Differences:
+    """Returns derivatives by some entries of x, each at the step that leaves it least uncertain.
+
+    Run it in float64, under `jax.enable_x64(True)`.
+
+    Args:
+      function: `function(x, rest) -> scalar`.
+      x: where, float64 `[N]`.
+      rest: arrays that are not differentiated.
+      numbers: which entries of x, int `[K]`.
+      step: h for entries of size up to 1, relative for larger ones. A tenth, a hundredth and a
+        thousandth of it are tried for those that are not certain enough.
+      is_enough: which of all K are certain enough, bool `[K]`.
+    """
+    size = min(CHUNK, len(numbers))
+
+    @jax.jit
+    def stencils(x, numbers, steps, rest):
+        def around(number_and_step):
+            number, h = number_and_step
+            return jax.vmap(lambda offset: function(x.at[number].add(offset * h), rest))(
+                jnp.asarray(OFFSETS)
+            )
+
+        return jax.lax.map(around, (numbers, steps))
+
+    def tried_at(numbers, steps):
+        # In chunks of one size, which compile once; the last is filled up with repetitions.
+        shape = (-(-len(numbers) // size), size)
+        chunks = zip(np.resize(numbers, shape), np.resize(steps, shape), strict=True)
+        values = [stencils(x, *chunk, rest) for chunk in chunks]
+        return central_differences(np.concatenate(values)[: len(numbers)], steps)
+
+    best = Differences(*np.full((4, len(numbers)), np.nan))
+    pending = np.arange(len(numbers))
+    for shrink in SHRINK:
+        at = numbers[pending]
+        tried = tried_at(at, shrink * step * np.maximum(1, np.abs(x[at])))
+        is_better = ~(tried.uncertainty >= best.uncertainty[pending])
+        for kept, new in zip(best, tried, strict=True):
+            kept[pending[is_better]] = new[is_better]
+        pending = np.flatnonzero(~is_enough(best))
+        if not pending.size:
+            break
+    return best

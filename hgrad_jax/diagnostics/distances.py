@@ -1,0 +1,119 @@
+"""`distances_to`: how a run nears a given point, such as the end of another run.
+
+Figure 2.3 of St. Jules (2017): the distance of the parameters from where they ended under the
+hyperparameters before. Where a run passes by far from there, hyperparameters per weight mean
+something else than they did.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.diagnostics.figures import new_axes
+from hgrad_jax.diagnostics.path import norm
+from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.unroll import unroll
+from hgrad_jax.validate import floating, schedules
+
+
+class Distances(NamedTuple):
+    """Distances of a run's parameters from a point.
+
+    Attributes:
+      steps: 0 to T, int `[T + 1]`.
+      distances: Euclidean, before each step and after the last, `[T + 1]`.
+    """
+
+    steps: np.ndarray
+    distances: np.ndarray
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the distance against the step, and returns the matplotlib figure.
+
+        Args:
+          axes: a matplotlib axis to draw on; None for a new figure.
+        """
+        ax = new_axes() if axes is None else axes
+        ax.plot(self.steps, self.distances, linewidth=1)
+        ax.set(xlabel="step t", ylabel="Euclidean distance from the target")
+        ax.set(title="Distance of the parameters from a given point")
+        ax.set_ylim(bottom=0)
+        return ax.figure
+
+
+def distances_to(
+    target_params: Params,
+    transition: Transition,
+    params: Params,
+    hparams: Hparams,
+    data: Data,
+    *,
+    num_steps: int,
+    key: Array | None = None,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+) -> Distances:
+    """Returns the Euclidean distance of the parameters from a point, at every step of a run.
+
+    Memory: a number per step. Compiles the run and runs it; reads values, so call it outside `jit`.
+
+    Args:
+      target_params: the point, like params.
+      transition: as `unroll`.
+      params: as `unroll`.
+      hparams: as `unroll`.
+      data: as `unroll`.
+      num_steps: as `unroll`.
+      key: as `unroll`.
+      batch_fn: as `unroll`.
+      hparams_axes: as `unroll`.
+
+    Raises:
+      ValueError: `target_params` is unlike params; else as `unroll`.
+      TypeError: as `unroll`.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> from hgrad_jax.diagnostics.distances import distances_to
+      >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
+      >>> hparams = {"learning_rate": 0.5}
+      >>> start = jnp.array([3.0, 4.0])
+      >>> found = distances_to(jnp.zeros(2), rule, start, hparams, None, num_steps=3)
+      >>> found.distances.tolist()
+      [5.0, 2.5, 1.25, 0.625]
+      >>> figure = found.plot()
+    """
+    is_schedule = schedules(hparams, hparams_axes, num_steps)
+    params, hparams = floating(params, "params"), floating(hparams, "hparams")
+    target_params = floating(target_params, "target_params")
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (target_params, params)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"target_params has the shapes {shapes[0]}; it must be like params, {shapes[1]}."
+        )
+
+    @jax.jit
+    def run(target_params, params, hparams, data, key):
+        def distance(state, data):
+            return norm(jax.tree.map(jnp.subtract, transition.params(state), target_params))
+
+        out = unroll(
+            transition,
+            params,
+            hparams,
+            data,
+            num_steps=num_steps,
+            key=key,
+            batch_fn=batch_fn,
+            hparams_axes=hparams_axes,
+            record=distance,
+        )
+        leaves, treedef = jax.tree.flatten(hparams)
+        first = [x[0] if s else x for x, s in zip(leaves, is_schedule, strict=True)]
+        start = transition.init(params, jax.tree.unflatten(treedef, first))
+        return jnp.append(distance(start, data), out.trace)
+
+    distances = run(target_params, params, hparams, data, key)
+    return Distances(np.arange(num_steps + 1), np.asarray(distances))

@@ -1,0 +1,243 @@
+"""`check_hypergradient` and `check_gradient`: derivatives against differences of the function.
+
+Everything runs in float64. The differences are of eighth order and estimate their own error
+(`differences`); where none is certain enough, the report says "unreliable" and not "WRONG". What is
+compared is in `gradient_entries`, the report in `gradient_report`.
+
+Not done: second derivatives, and the rounding errors of float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from hgrad_jax import validate
+from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.check import HypergradientError, check
+from hgrad_jax.diagnostics.gradient_entries import compared
+from hgrad_jax.diagnostics.gradient_report import GradientReport
+from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.unroll import unroll
+
+
+def check_hypergradient(
+    objective: Objective,
+    transition: Transition,
+    params: Params,
+    hparams: Hparams,
+    data: Data,
+    outer_data: Data = None,
+    *,
+    num_steps: int,
+    key: Array | None = None,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    adjoint: Adjoint = Direct(),
+    num_samples: int = 4,
+    step: float = 1e-2,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> GradientReport:
+    """Returns how an adjoint's hypergradient compares with differences of the training itself.
+
+    All floating-point inputs are cast to float64, so the training differs from the one in float32.
+    Costs 9 runs of it per number, side by side, or up to 36 where differences are unreliable: keep
+    T and batches small. The rule's gradient is part of the training: if that is wrong, another
+    training is differentiated rightly; `check_gradient` checks the loss by itself.
+
+    Args:
+      objective: as `value_and_hypergradient`, as are all arguments not explained here.
+      transition: the elementary update.
+      params: initial parameters.
+      hparams: hyperparameters.
+      data: what batches are made from.
+      outer_data: for the objective.
+      num_steps: T.
+      key: PRNG key.
+      batch_fn: makes the batch of a step.
+      hparams_axes: which hyperparameters are schedules.
+      adjoint: what is checked.
+      num_samples: how many numbers of each leaf of `hparams` and `params`, drawn without
+        replacement; all of a leaf that has fewer.
+      step: h for numbers of size up to 1, relative for larger ones; the function is evaluated up to
+        4 h away. A tenth, a hundredth and a thousandth are tried where that is too far.
+      tolerance: the greatest relative error that is not wrong.
+      seed: chooses the numbers and the directions.
+
+    Returns:
+      The GradientReport; `report.raise_if_wrong()` turns it into an exception.
+
+    Raises:
+      ValueError, TypeError: as `value_and_hypergradient`; or a setting is out of its range, or an
+        input is traced.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> from hgrad_jax.diagnostics.gradient_check import check_hypergradient
+      >>> report = check_hypergradient(
+      ...     lambda params, hparams, _: jnp.sum(params**2),
+      ...     hg.momentum(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params))),
+      ...     jnp.array([1.0, -0.5]),
+      ...     {"learning_rate": 0.1, "momentum": 0.9},
+      ...     None,
+      ...     num_steps=5,
+      ...     adjoint=hg.Checkpointed(),
+      ... )
+      >>> report.raise_if_wrong().worst.relative_error < 1e-9
+      True
+    """
+    settings = _settings(num_samples, step, tolerance, seed)
+    _require_values((params, hparams, data, outer_data, key))
+    run = {"num_steps": num_steps, "batch_fn": batch_fn, "hparams_axes": hparams_axes}
+
+    def hypergradient(params, hparams, data, outer_data, key):
+        return value_and_hypergradient(
+            objective,
+            transition,
+            params,
+            hparams,
+            data,
+            outer_data,
+            key=key,
+            adjoint=adjoint,
+            **run,
+        )
+
+    def value(tree, rest):
+        held, data, outer_data, key = rest
+        params, hparams = (held | tree)["params"], (held | tree)["hparams"]
+        end = unroll(transition, params, hparams, data, key=key, **run)
+        return objective(end.params, hparams, outer_data)
+
+    with jax.enable_x64(True):
+        params, hparams, data, outer_data = (
+            _in_float64(validate.floating(params, "params"), "params"),
+            _in_float64(validate.floating(hparams, "hparams"), "hparams"),
+            _in_float64(data, "data"),
+            _in_float64(outer_data, "outer_data"),
+        )
+        found = jax.jit(hypergradient)(params, hparams, data, outer_data, key)
+        tree, bars, held = {"hparams": hparams}, {"hparams": found.hparams}, {"params": params}
+        if found.params is not None:  # which forward mode does not return
+            tree, bars, held = tree | held, bars | {"params": found.params}, {}
+        entries = compared(value, tree, bars, (held, data, outer_data, key), **settings)
+    try:
+        check(found.info)
+    except HypergradientError as error:
+        return GradientReport(*entries, str(error))
+    return GradientReport(*entries, None)
+
+
+def check_gradient(
+    loss: Callable[..., Array],
+    params: Params,
+    *args: Any,
+    gradient: Callable[..., Params] | None = None,
+    num_samples: int = 4,
+    step: float = 1e-2,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> GradientReport:
+    """Returns how the gradient of a loss in `params` compares with differences of the loss.
+
+    Args:
+      loss: `loss(params, *args) -> floating-point scalar`, say with a `custom_vjp` inside.
+      params: pytree of floating-point arrays.
+      *args: the loss's other arguments, pytrees of arrays; floats are cast to float64.
+      gradient: `gradient(params, *args) -> tree like params`, which is checked; None for
+        `jax.grad(loss)`.
+      num_samples: as `check_hypergradient`, as are all that follow.
+      step: h.
+      tolerance: the greatest relative error that is not wrong.
+      seed: chooses the numbers and the directions.
+
+    Returns:
+      The GradientReport.
+
+    Raises:
+      ValueError: the loss is not a scalar, the gradient is not like `params`, or a setting is out
+        of its range.
+      TypeError: an input is no array, or is traced.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hgrad_jax.diagnostics.gradient_check import check_gradient
+      >>> def cubes(w):
+      ...     return jnp.sum(w**3)
+      >>> print(check_gradient(cubes, jnp.array([0.5, 2.0]), gradient=lambda w: 3.03 * w**2))
+      derivative by   gradient  reference     +-  error     step
+      params[0]         0.7575       0.75  3e-12  1e-02    1e-02  WRONG
+      params[1]          12.12         12  1e-12  1e-02    2e-02  WRONG
+      params along v  -11.3625     -11.25  2e-13  9e-03  forward  WRONG
+      2 entries, 2 wrong, 0 unreliable
+    """
+    settings = _settings(num_samples, step, tolerance, seed)
+    _require_values((params, args))
+    with jax.enable_x64(True):
+        params = _in_float64(validate.floating(params, "params"), "params")
+        args = _in_float64(args, "args")
+        out = jax.eval_shape(loss, params, *args)
+        if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not _is_floating(out.dtype):
+            raise ValueError(f"loss returned {out}; it must return one floating-point number.")
+        bar = jax.jit(gradient or jax.grad(loss))(params, *args)
+        shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (bar, params))
+        if shapes != wanted:
+            raise ValueError(
+                f"gradient returned a tree of shapes {shapes}; params has {wanted}, and its "
+                "gradient must be alike."
+            )
+        entries = compared(
+            lambda tree, args: loss(tree["params"], *args),
+            {"params": params},
+            {"params": bar},
+            args,
+            **settings,
+        )
+    return GradientReport(*entries, None)
+
+
+def _in_float64(tree: Any, name: str) -> Any:
+    """Returns the tree with its floating-point arrays in float64, the rest as it is."""
+
+    def cast(path, leaf):
+        try:
+            if isinstance(leaf, str | bytes):  # which numpy takes for the name of a dtype
+                raise TypeError
+            return jnp.asarray(leaf, jnp.float64) if _is_floating(jnp.result_type(leaf)) else leaf
+        except TypeError as error:
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {leaf!r}, not an array; bind it into the "
+                "function before."
+            ) from error
+
+    return jax.tree_util.tree_map_with_path(cast, tree)
+
+
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _settings(num_samples: Any, step: Any, tolerance: Any, seed: Any) -> dict[str, Any]:
+    """Returns the settings, or raises a ValueError if one is out of its range."""
+    for name, setting, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
+        is_int = isinstance(setting, int | np.integer) and not isinstance(setting, bool)
+        if not is_int or setting < least:
+            raise ValueError(f"{name} is {setting!r}; it must be an int of at least {least}.")
+    for name, setting in {"step": step, "tolerance": tolerance}.items():
+        if not 0 < setting < np.inf:
+            raise ValueError(f"{name} is {setting!r}; it must be a positive number.")
+    return {"num_samples": num_samples, "step": step, "tolerance": tolerance, "seed": seed}
+
+
+def _require_values(tree: Any) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            "a gradient check evaluates the function at many points and cannot run inside jit, "
+            "grad or vmap; call it outside."
+        )
