@@ -127,8 +127,9 @@ def study(config: Config, num_steps: int) -> hg.Comparison:
 
 def draw(comparisons: Sequence[hg.Comparison], path: Path) -> None:
     """Writes the figure: cosines against bytes, a panel for each length of training."""
-    figure = Figure(figsize=(5.5 * len(comparisons), 4.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(comparisons) + 2.5, 4.5), layout="constrained")
     panels = figure.subplots(1, len(comparisons), squeeze=False, sharey=True)[0]
+    lines: dict[str, Any] = {}
     for axes, comparison in zip(panels, comparisons, strict=True):
         groups: dict[str, list[tuple[float, float]]] = {}
         for row in comparison.rows:
@@ -138,15 +139,21 @@ def draw(comparisons: Sequence[hg.Comparison], path: Path) -> None:
             name = rest if number.isdecimal() else row.name
             groups.setdefault(name, []).append((row.temp_bytes / 1e6, row.cosine))
         for name, points in groups.items():
-            axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
-        axes.axhline(1, color="grey", linewidth=0.5)
+            # The same colour in every panel; single points stand out from the curves.
+            color = f"C{len(lines)}" if name not in lines else lines[name].get_color()
+            marker = "o" if "waypoints" in name else "D"
+            (line,) = axes.plot(
+                *zip(*sorted(points), strict=True), "-", marker=marker, markersize=5, color=color
+            )
+            lines.setdefault(name, line)
+        axes.axhline(1, color="grey", linewidth=0.5, zorder=0)
         axes.set(
             xscale="log",
             xlabel="compiled temporaries, MB",
             title=f"{comparison.num_steps:,} steps, {comparison.num_hparams:,} hyperparameters",
         )
     panels[0].set_ylabel("cosine with the exact hypergradient")
-    panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(list(lines.values()), list(lines), fontsize=8, loc="outside right center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -75,9 +75,10 @@ class DrMAD(AlongPolyline):
 
     Exact where the path is a straight line, walked evenly; elsewhere nothing bounds the error. In
     the README's study (MNIST, an MLP, momentum 0.95, a scale for every weight) its cosine with the
-    exact hypergradient was 0.78 after 200 steps, and 0.02 after 2,000, with a norm 4e17 times too
-    large; with `EarlyDisplacement(10)` 0.80 and 0.32. Not for a number to believe: `Waypoints` is
-    the better use of any memory, and `Reversible()` is exact for little more.
+    exact hypergradient was 0.78 after 200 steps, 0.02 after 2,000, with a norm 4e17 times too
+    large, and NaN after 20,000; with `EarlyDisplacement(10)` 0.80, 0.32 and 0.11. Not for a number
+    to believe: `Waypoints` is the better use of any memory, and `Reversible()` is exact for little
+    more.
 
     Attributes:
       reverse_steps: how many, 1 to T; an `EarlyDisplacement` chooses them from the run; None for T.
@@ -122,8 +123,8 @@ class DrMAD2(AlongPolyline):
     path is the true one, as long as the digits last. Memory for two states, time for a gradient
     with its Hessian-vector products per reverse step and one more gradient per step undone. Only
     for rules that can be undone, and only as good as the line before: in the README's study its
-    cosine with the exact hypergradient was 0.97 after 200 steps and 0.10 after 2,000. Not for runs
-    much longer than what is undone.
+    cosine with the exact hypergradient was 0.97 after 200 steps, 0.10 after 2,000 and NaN after
+    20,000. Not for runs much longer than what is undone.
 
     Attributes:
       undone_steps: how many last steps, at least 1; None for as many as the precision allows, 20 /

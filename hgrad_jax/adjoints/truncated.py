@@ -27,10 +27,11 @@ class Truncated(Adjoint):
     Cheng, Hatch and Boots (2019), who show that the bias falls exponentially with the window where
     training contracts, as it does near a strongly convex minimum. Elsewhere nothing bounds it: in
     the README's study (MNIST, an MLP, momentum 0.95, a scale for every weight) the last tenth of
-    the run gave a cosine of 0.76 with the exact hypergradient after 200 steps, 0.34 after 2,000.
-    Compare with an exact adjoint on a shorter run. What a hyperparameter did before the window
-    counts as zero: so does the whole effect of the initial parameters, unless the window is the
-    run. Memory for `window` steps, and the time of their backward pass on top of the run forward.
+    the run gave a cosine of 0.76 with the exact hypergradient after 200 steps, 0.34 after 2,000,
+    0.16 after 20,000. Compare with an exact adjoint on a shorter run. What a hyperparameter did
+    before the window counts as zero: so does the whole effect of the initial parameters, unless the
+    window is the run. Memory for `window` steps, and the time of their backward pass on top of the
+    run forward.
 
     Attributes:
       window: k, how many steps from the end are differentiated, at least 1; with T or more of them

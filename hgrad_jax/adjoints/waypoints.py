@@ -91,7 +91,8 @@ class Waypoints(AlongPolyline):
     and 12 gave 0.36 and 0.90, and 24, which leave no line, the hypergradient to 4e-6. So undo where
     the rule allows it, with more than T / `undoing_budget` waypoints; that takes some ten times the
     memory of `Reversible()`, and nothing checks that no line is left. Not for a number to believe
-    with fewer.
+    with fewer. After 20,000 steps 200, 1,000 and 2,000 corners gave 0.89, 0.98 and 0.996; with
+    steps undone 112 gave 0.63, and 224 the hypergradient to 1.5e-5.
 
     Attributes:
       count: how many states are kept, the first and the last included, 2 to T + 1.

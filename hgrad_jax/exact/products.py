@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.kick_drift import KickDrift, scalar
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
-from hgrad_jax.trees import Layout, ravel, unravel
+from hgrad_jax.trees import Layout, ravel, ravel_in_place, unravel
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
 BatchAndKey = Callable[[Any, Array], tuple[Batch, Array | None]]
@@ -67,7 +67,7 @@ def gradient_at(
     def evaluate(params, hparams, where, t):
         return rule.gradient(params, hparams, *batch_and_key(where, t))
 
-    return ravel(isolate(evaluate, t)(params, hparams, where, t), like)
+    return ravel_in_place(isolate(evaluate, t)(params, hparams, where, t), like)
 
 
 def products_at(
@@ -111,20 +111,20 @@ def products_at(
     if share_gradient and is_forward and ignores_first(direction, zeros):
         # The kick's adjoint is the same at any gradient.
         (gradient, _), (product, mixed) = along(direction(zeros), isolate(gradients, t))
-        return Products(ravel(gradient, like), ravel(product, like), mixed)
+        return Products(ravel_in_place(gradient, like), ravel_in_place(product, like), mixed)
 
     gradient = gradient_at(rule, batch_and_key, params, hparams, where, t, like)
     tangent = direction(gradient)
     if is_forward:
         product, mixed = along(tangent, isolate(gradients, t))[1]
-        return Products(gradient, ravel(product, like), mixed)
+        return Products(gradient, ravel_in_place(product, like), mixed)
 
     def estimate(params, hparams):
         return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)
 
     _, pull = jax.vjp(estimate, params, hparams)
     params_bar, hparams_bar = pull(ravel(tangent, like))
-    return Products(gradient, ravel(params_bar, like), hparams_bar)
+    return Products(gradient, ravel_in_place(params_bar, like), hparams_bar)
 
 
 def _gradients(
