@@ -77,7 +77,7 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize("adjoint", EXACT, ids=str)
+@pytest.mark.parametrize("adjoint", EXACT, ids=lambda adjoint: type(adjoint.solver).__name__)
 def test_ridge_as_its_closed_form(adjoint):
     with jax.enable_x64(True):
         got = hypergradient(ridge, adjoint)
