@@ -8,7 +8,8 @@ may be undone in ordinary floating point, which loses log2(1 / decay) bits a ste
 line starts from where that has led.
 
 Every floating-point number of the state is interpolated, velocities and moments included: so there
-are hypergradients of decays too. Counters are interpolated and rounded.
+are hypergradients of decays too. Counters are interpolated and rounded, which is right for those
+that count evenly and not for those that start over.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import undo
+from hgrad_jax.exact.integers import in_64_bits
 from hgrad_jax.guard import is_float
 from hgrad_jax.trajectory import (
     Inputs,
@@ -60,7 +62,8 @@ class Clip:
 
     def __post_init__(self):
         for name, bound in dataclasses.asdict(self).items():
-            if bound is not None and not bound > 0:
+            is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
+            if bound is not None and not (is_number and bound > 0):
                 raise ValueError(f"{name} is {bound!r}; it must be a positive number, or None.")
 
 
@@ -117,7 +120,8 @@ def pull_back(
       inputs: hyperparameters, data and key.
       polyline: from `remember`.
       state_bar: cotangent of the last state; what is no float is ignored.
-      trace_bar: cotangent of the trace `[T]`, used at the visited steps.
+      trace_bar: cotangent of the trace `[T]`, used at the visited steps; of the others it counts as
+        zero.
       num_visited: int32 scalar, 1 to T: how many steps are differentiated, spread evenly over
         the run but for the undone ones at its end, which are all differentiated.
       num_undone: int32 scalar: how many steps before each corner are undone in floating point, by
@@ -134,18 +138,13 @@ def pull_back(
         """The step differentiated i-th on the way back."""
         tail = 0 if num_undone is None else jnp.minimum(num_undone, num_visited)
         lines, steps_there = num_visited - tail, num_steps - tail
-        r = (lines - 1 - (i - tail)).astype(jnp.float32)
-        spread = jnp.floor(r * (steps_there / jnp.maximum(lines, 1)) + 1e-3).astype(jnp.int32)
+        r = lines - 1 - (i - tail)
+        spread = _floor_of_fraction(r, steps_there, jnp.maximum(lines, 1))
         is_dense = (i < tail) | (num_visited == num_steps)
-        return jnp.where(is_dense, num_steps - 1 - i, jnp.clip(spread, 0, num_steps - 1))
-
-    def slices_at(t):
-        return jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, False), inputs.schedules
-        )
+        return jnp.where(is_dense, num_steps - 1 - i, spread)
 
     def body(i, carry):
-        after, anchor, anchor_at, bars, constants_bar, schedules_bar = carry
+        after, after_at, anchor, anchor_at, bars, constants_bar, schedules_bar = carry
         t = visited(i)
         slices = _row(inputs.schedules, t)
         batch, loss_key = batch_and_key(trajectory, inputs.data, inputs.key, t)
@@ -156,11 +155,17 @@ def pull_back(
         anchor = _where(is_corner, after, anchor)
         anchor_at = jnp.where(is_corner, t + 1, anchor_at)
 
-        if trajectory.record is not None:
-            bars = _add_record_bar(trajectory, after, inputs.data, trace_bar, t, bars)
+        def on_the_line(t):
+            weight = (t - lower_at) / jnp.maximum(anchor_at - lower_at, 1)
+            return _between(lower, anchor, weight)
 
-        weight = (t - lower_at) / jnp.maximum(anchor_at - lower_at, 1)
-        before = _between(lower, anchor, weight)
+        if trajectory.record is not None:
+            # Where steps are left out, the state after this one has not been visited.
+            is_known = is_corner | (after_at == t + 1)
+            reached = _where(is_known, after, on_the_line(t + 1))
+            bars = _add_record_bar(trajectory, reached, inputs.data, trace_bar, t, bars)
+
+        before = on_the_line(t)
         if num_undone is not None:
             is_undone = at[segment + 1] - t <= num_undone
             hparams = hparams_of(trajectory, inputs.constants, slices)
@@ -193,17 +198,25 @@ def pull_back(
             schedules_bar,
             slices_bar,
         )
-        return before, anchor, anchor_at, bars, constants_bar, schedules_bar
+        return before, t, anchor, anchor_at, bars, constants_bar, schedules_bar
 
     end = _row(corners, at.size - 1)
     zeros = jax.tree.map(jnp.zeros_like, (inputs.constants, inputs.schedules))
     bars = [b for b, x in zip(*map(jax.tree.leaves, (state_bar, end)), strict=True) if is_float(x)]
-    carry = (end, end, jnp.int32(num_steps), bars, *zeros)
+    last = jnp.int32(num_steps)
+    carry = (end, last, end, last, bars, *zeros)
     *_, bars, constants_bar, schedules_bar = jax.lax.fori_loop(0, num_visited, body, carry)
     leaves, treedef = jax.tree.flatten(end)
     given = iter(bars)
     start_bar = treedef.unflatten([next(given) if is_float(x) else None for x in leaves])
     return start_bar, Inputs(constants_bar, schedules_bar, None, None)
+
+
+@in_64_bits
+def _floor_of_fraction(factor: Array, numerator: Array | int, denominator: Array | int) -> Array:
+    """Returns floor(factor numerator / denominator) of int32 numbers, the product being larger."""
+    wide = [jnp.asarray(x).astype(jnp.int64) for x in (factor, numerator, denominator)]
+    return (wide[0] * wide[1] // wide[2]).astype(jnp.int32)
 
 
 def _add_record_bar(trajectory, state, data, trace_bar, t, bars):

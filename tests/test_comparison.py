@@ -127,8 +127,32 @@ def test_a_reference_of_its_own_comes_first():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"adjoints": []}, "adjoints is empty"), ({"repeats": -1}, "repeats is -1; .* at least 0")],
+    [
+        ({"adjoints": []}, "adjoints is empty"),
+        ({"adjoints": hg.Direct()}, r"adjoints is Direct\(\); put it into a list"),
+        ({"repeats": -1}, "repeats is -1; .* at least 0"),
+        ({"repeats": 1.5}, "repeats is 1.5; .* an int"),
+    ],
 )
 def test_bad_input(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         compared(**({"adjoints": [hg.Direct()]} | changes))
+
+
+def test_not_inside_jit():
+    def norm(start):
+        rule = hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8)
+        given = (objective, rule, start, HPARAMS, None, jnp.ones(3))
+        return hg.compare(*given, num_steps=2, adjoints=[hg.Direct()]).rows[0].norm
+
+    with pytest.raises(TypeError, match="cannot run inside jit"):
+        jax.jit(norm)(jnp.zeros(3))
+
+
+def test_a_zero_reference_has_no_direction():
+    def bowl(params, hparams, batch, key):
+        return jnp.sum(params**2)
+
+    rule = hg.momentum(bowl, learning_rate=0.1, momentum=0.8)
+    found = compared([hg.Direct(), hg.Truncated(1)], transition=rule, num_steps=2)
+    assert all(row.norm == 0 and row.cosine is None and row.problem for row in found.rows)

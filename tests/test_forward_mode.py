@@ -93,6 +93,13 @@ def test_the_jacobian_of_the_end():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_memory_without_bound():
+    for a, b in zip(
+        *(compiled(hg.ForwardMode(m), 10)[0].values() for m in (np.inf, 1e9)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_only_what_is_differentiated_is_carried():
     """Not the weights: with one number, as much memory as a tangent, not as NUM_WEIGHTS of them."""
     assert compiled(hg.ForwardMode(), 10)[1] < 20 * 4 * NUM_WEIGHTS

@@ -273,3 +273,19 @@ def test_losses_and_gradients_that_do_not_fit_are_refused():
         check_gradient(lambda w, x, kind: jnp.sum(w), w, 1.0, "mean")
     with pytest.raises(TypeError, match="cannot run inside jit"):
         jax.jit(lambda w: check_gradient(jnp.sum, w).worst.gradient)(w)
+
+
+@pytest.mark.parametrize(
+    ("loss", "at"),
+    [
+        (lambda w: jnp.sum(jnp.sin(w.astype(jnp.float32))) + 100.0, [0.3, 0.5]),
+        (lambda w: jnp.sum((w.astype(jnp.bfloat16) ** 2).astype(jnp.float32)), [0.3, 0.52]),
+        (lambda w: jnp.sum(jnp.sin(200 * jnp.pi * w) + w), [0.3, 0.5]),
+        (lambda w: jnp.sum(jnp.sin(jnp.deg2rad(w))), [36_000.0, 90_000.0]),
+        (lambda w: jnp.sum(jnp.tanh(w - 1e6)), [1e6 + 0.3]),
+    ],
+    ids=["float32", "bfloat16", "a period a step", "large numbers", "a narrow feature"],
+)
+def test_what_differences_cannot_see_is_not_called_wrong(loss, at):
+    report = hg.check_gradient(loss, jnp.asarray(at))
+    assert not any(entry.is_wrong for entry in (*report.entries, *report.directions))

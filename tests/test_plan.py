@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.diagnostics.plan import Plan, name_of, plan, usual_adjoints
+from hgrad_jax.diagnostics.plan import Plan, plan, usual_adjoints
 from hgrad_jax.diagnostics.plan_measure import extrapolated
-from hgrad_jax.diagnostics.text_table import in_bytes
+from hgrad_jax.diagnostics.text_table import in_bytes, name_of
 
 DATA = jax.random.normal(jax.random.key(0), (16, 24))
 START = {"w": jnp.full((24, 24), 0.05), "v": jnp.full((24,), 0.1)}

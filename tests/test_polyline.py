@@ -12,6 +12,7 @@ import pytest
 import hgrad_jax as hg
 from hgrad_jax.adjoints.along_polyline import undoing_budget
 from hgrad_jax.elementary.kick_drift import undo
+from hgrad_jax.polyline import _floor_of_fraction
 from hgrad_jax.trajectory import Trajectory, inputs
 from tests import regression
 from tests.test_adjoints import assert_close
@@ -166,6 +167,29 @@ def test_undo_is_the_inverse_of_a_step(rule):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("adjoint", [hg.DrMAD(2), hg.DrMAD(3), hg.DrMAD(4)])
+def test_traces_on_a_straight_line(adjoint):
+    """Visited states of the trace are those of the line; the others count as zero."""
+    rule = hg.sgd(lambda params, hparams, batch, key: params * hparams, learning_rate=0.1)
+
+    def traced(slope):
+        settings = {"num_steps": 4, "adjoint": adjoint, "record": lambda s, _: s.params**2 / 2}
+        return hg.unroll(rule, jnp.float32(0), slope, None, **settings).trace
+
+    visited = np.arange(adjoint.reverse_steps) * 4 // adjoint.reverse_steps
+    got = [jax.grad(lambda slope, t=t: traced(slope)[t])(1.0) for t in range(4)]
+    # x_t = -0.1 slope t: each visited step s <= t adds 0.1 times x_{t + 1}.
+    want = [0.01 * (t + 1) * np.sum(visited <= t) * (t in visited) for t in range(4)]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_visited_steps_of_long_runs_are_spread_exactly():
+    lines = np.arange(99_999)
+    for steps_there in (100_000, 12_345_678):
+        got = _floor_of_fraction(jnp.asarray(lines), steps_there, 99_999)
+        np.testing.assert_array_equal(got, lines * steps_there // 99_999)
+
+
 # What chooses counts and places.
 
 
@@ -210,6 +234,20 @@ def test_equal_arc_lengths(order, count):
         decay = (1 - RATE * CURVATURE) ** (1 / order)
         want = np.log(1 - np.arange(1, 4) / 4 * (1 - decay**60)) / np.log(decay)
         np.testing.assert_allclose(at[1:-1], want, atol=2)
+
+
+@pytest.mark.parametrize("start", [START, np.nan, 0.0])
+def test_equal_arc_lengths_of_long_or_broken_paths_have_both_ends(start):
+    hparams = {"curvature": jnp.float32(CURVATURE), "learning_rate": jnp.float32(1e-4)}
+    treedef = jax.tree.structure(hparams)
+    trajectory = Trajectory(hg.sgd(bowl), 30_000, None, (False, False), treedef, None)
+    state = trajectory.transition.init(jnp.float32(start), hparams)
+    given = inputs(trajectory, hparams, None, None)
+    for count in (2, 7):
+        at = np.asarray(hg.EqualArcLength().place(trajectory, state, given, count))
+        assert at[0] == 0
+        assert at[-1] == 30_000
+        assert np.all(np.diff(at) >= 1)
 
 
 def test_memory_is_of_the_waypoints():
@@ -258,6 +296,10 @@ def test_clipping():
         (lambda: hg.EarlyDisplacement(num_steps=0), r"num_steps is 0"),
         (lambda: hg.EqualArcLength(3), r"order is 3; .* 1 \(length\) or 2"),
         (lambda: hg.Clip(state=0), r"state is 0; .* positive"),
+        (lambda: hg.Clip(state="1"), r"state is '1'; .* positive"),
+        (lambda: hg.DrMAD(clip=10.0), r"clip is 10.0; write Clip\(state=10.0\)"),
+        (lambda: hg.Waypoints(3, placement="even"), r"placement is 'even'; write EvenSteps"),
+        (lambda: by_rates(hg.DrMAD(np.int64(13))), r"reverse_steps is 13, but num_steps is 12"),
         (lambda: by_rates(hg.DrMAD(13)), r"reverse_steps is 13, but num_steps is 12"),
         (lambda: by_rates(hg.Waypoints(14)), r"count is 14, but a run of num_steps=12 has 13"),
         (lambda: by_rates(hg.DrMAD2()), r"DrMAD2\(.*undoes steps, and .*backwards"),
@@ -265,7 +307,7 @@ def test_clipping():
     ],
 )
 def test_bad_input(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make()
 
 

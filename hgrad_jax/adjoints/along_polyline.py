@@ -104,6 +104,12 @@ def undoing_budget(trajectory: Trajectory, inputs: Inputs, like: Params) -> Arra
     return jnp.clip(digits / (3 * bits), 1, trajectory.num_steps).astype(jnp.int32)
 
 
+def require_clip(clip: Any) -> None:
+    """Raises a TypeError unless a setting is a `Clip` or None."""
+    if not isinstance(clip, Clip | None):
+        raise TypeError(f"clip is {clip!r}; write Clip(state={clip!r}), or None for no bounds.")
+
+
 def require_exact(adjoint: Adjoint, transition: Transition) -> None:
     """Raises a ValueError if the transition cannot be undone, in floating point or otherwise."""
     if transition.exact is None:

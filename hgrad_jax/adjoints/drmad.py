@@ -4,9 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hgrad_jax.adjoints.along_polyline import (
     AlongPolyline,
+    require_clip,
     require_count,
     require_exact,
     undoing_budget,
@@ -71,7 +73,8 @@ class DrMAD(AlongPolyline):
     Fu, Luo, Feng, Low and Chua (2016), algorithm 2. Memory for two states, time for a gradient with
     its Hessian-vector products per reverse step, any transition. With fewer reverse steps than
     steps, those differentiated are spread evenly over the run, and each takes the batch, the rates
-    and the decays of its own step; nothing makes up for the others.
+    and the decays of its own step; nothing makes up for the others, and a trace's cotangents at the
+    others count as zero. A state whose counters start over (`optax.MultiSteps`) is not served.
 
     Exact where the path is a straight line, walked evenly; elsewhere nothing bounds the error. In
     the README's study (MNIST, an MLP, momentum 0.95, a scale for every weight) its cosine with the
@@ -92,6 +95,7 @@ class DrMAD(AlongPolyline):
     clip: Clip | None = None
 
     def __post_init__(self):
+        require_clip(self.clip)
         if not isinstance(self.reverse_steps, EarlyDisplacement | None):
             require_count("reverse_steps", self.reverse_steps, 1)
 
@@ -142,6 +146,7 @@ class DrMAD2(AlongPolyline):
     clip: Clip | None = None
 
     def __post_init__(self):
+        require_clip(self.clip)
         if self.undone_steps is not None:
             require_count("undone_steps", self.undone_steps, 1)
         if not isinstance(self.reverse_steps, EarlyDisplacement | None):
@@ -202,7 +207,7 @@ def _reverse_steps(
 
 
 def _require_at_most(reverse_steps: int | EarlyDisplacement | None, num_steps: int) -> None:
-    if isinstance(reverse_steps, int) and reverse_steps > num_steps:
+    if isinstance(reverse_steps, int | np.integer) and reverse_steps > num_steps:
         raise ValueError(
             f"reverse_steps is {reverse_steps}, but num_steps is {num_steps}; a run has no more "
             "steps to differentiate: pass at most that, or None for all."

@@ -30,12 +30,16 @@ class ForwardMode(Adjoint):
     each step of which is a number, nor for initial parameters: `vjp` and `value_and_hypergradient`
     return None for their cotangent.
 
+    A derivative that is infinite makes the others NaN, which reverse mode keeps apart: the tangents
+    that are zero are numbers here.
+
     Where the tangents of all numbers take more than `memory`, they are carried in groups, each of
     which repeats the training. Inside `jax.jvp` every number that has a tangent is carried,
     although one direction is asked for: there `Direct()` is cheaper.
 
     Attributes:
-      memory: about how many bytes tangents may take at once, beyond a training step's own.
+      memory: about how many bytes tangents may take at once, beyond a training step's own, in each
+        run of a `vmap`; `math.inf` for no bound.
 
     Raises:
       ValueError: `memory` is not positive; when it is traced, not even one tangent fits.
@@ -155,12 +159,14 @@ class ForwardMode(Adjoint):
         own = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if is_float(x))
         # A tangent is as large as what it is a tangent of, and carried twice: in and out.
         each = 2 * own + live_bytes(step, state, params, inputs)
+        if self.memory == np.inf:
+            return np.iinfo(np.int32).max
         if each > self.memory:
             raise ValueError(
                 f"memory is {self.memory:.3g} bytes, but one tangent of this training takes about "
                 f"{each:.3g}; give ForwardMode more, or use Checkpointed() or Reversible()."
             )
-        return int(self.memory // each)
+        return int(min(self.memory // each, np.iinfo(np.int32).max))
 
 
 def _ravel(leaves: Sequence[Array]) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from hgrad_jax.adjoints.along_polyline import (
     AlongPolyline,
+    require_clip,
     require_count,
     require_exact,
     undoing_budget,
@@ -72,7 +73,9 @@ class EqualArcLength:
         row = jnp.arange(count)
         at = jax.lax.cummax(at - row) + row
         at = jnp.minimum(at, trajectory.num_steps - (count - 1 - row))
-        return jnp.where(row == 0, 0, at).astype(jnp.int32)
+        # The ends are the ends, however long sums are rounded, and even if the path is not finite.
+        at = jnp.where(row == 0, 0, at)
+        return jnp.where(row == count - 1, trajectory.num_steps, at).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Waypoints(AlongPolyline):
     bridge, the exact hypergradient. Memory for `count` states; time for a run forward, and for a
     gradient with its Hessian-vector products per step back, with one more gradient where steps are
     undone.
+
+    A state whose counters start over (`optax.MultiSteps`) is not served: they are interpolated.
 
     Straight lines need many corners: in the README's study (MNIST, an MLP, momentum 0.95, a scale
     for every weight, 2,000 steps) 20, 50, 100 and 200 of them gave cosines of 0.906, 0.979, 0.994
@@ -126,7 +131,12 @@ class Waypoints(AlongPolyline):
     clip: Clip | None = None
 
     def __post_init__(self):
+        require_clip(self.clip)
         require_count("count", self.count, 2)
+        if not isinstance(self.placement, EvenSteps | EqualArcLength):
+            raise TypeError(
+                f"placement is {self.placement!r}; write EvenSteps() or EqualArcLength()."
+            )
         if self.undone_steps is not None:
             require_count("undone_steps", self.undone_steps, 0)
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.check import HypergradientError, check
-from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.diagnostics.text_table import aligned, name_of
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
@@ -149,22 +151,25 @@ def compare(
       >>> [round(row.cosine, 3) for row in found.rows]
       [1.0, 1.0, 0.998]
     """
+    if isinstance(adjoints, Adjoint):
+        raise TypeError(f"adjoints is {adjoints!r}; put it into a list.")
+    if not adjoints:
+        raise ValueError("adjoints is empty; give at least one, such as [hg.Reversible()].")
+    if not isinstance(repeats, int) or repeats < 0:
+        raise ValueError(f"repeats is {repeats!r}; it must be an int of at least 0.")
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, hparams, data, outer_data))):
+        raise TypeError("compare measures programs and cannot run inside jit, grad or vmap.")
     named = (
         dict(adjoints)
         if isinstance(adjoints, Mapping)
-        else {repr(adjoint): adjoint for adjoint in adjoints}
+        else {name_of(adjoint): adjoint for adjoint in adjoints}
     )
-    if not named:
-        raise ValueError("adjoints is empty; give at least one, such as [hg.Reversible()].")
-    if repeats < 0:
-        raise ValueError(f"repeats is {repeats}; it must be at least 0.")
     if reference is not None:
-        named = {f"{reference!r}": reference} | {n: a for n, a in named.items() if a != reference}
+        first = {name: a for name, a in named.items() if a == reference}
+        named = (first or {name_of(reference): reference}) | named
 
-    measured = {}
-    for name, adjoint in named.items():
-
-        def program(params, hparams, data, outer_data, key, adjoint=adjoint):
+    def program_of(adjoint):
+        def program(params, hparams, data, outer_data, key):
             found = value_and_hypergradient(
                 objective,
                 transition,
@@ -180,7 +185,14 @@ def compare(
             )
             return found.value, found.hparams, found.info
 
-        measured[name] = _measure(program, (params, hparams, data, outer_data, key), repeats)
+        return program
+
+    args = (params, hparams, data, outer_data, key)
+    # What is wrong with the problem itself is raised here; what an adjoint cannot do, below, noted.
+    jax.eval_shape(program_of(Direct()), *args)
+    if not jax.tree.leaves(hparams):
+        raise ValueError("hparams is an empty tree; there is no hypergradient to compare.")
+    measured = {name: _measure(program_of(a), args, repeats) for name, a in named.items()}
     first, want = next(iter(measured)), next(iter(measured.values()))[1]
     if want is None or not np.isfinite(want).all():
         raise ValueError(
@@ -225,6 +237,9 @@ def _measure(program: Any, args: tuple, repeats: int) -> tuple[Row, np.ndarray |
 def _compared(row: Row, h: np.ndarray | None, want: np.ndarray) -> Row:
     if h is None:
         return row
+    if not want.any():
+        problem = row.problem or "the reference is zero, which has no direction"
+        return row._replace(norm=float(np.linalg.norm(h)), problem=problem)
     return row._replace(
         norm=float(np.linalg.norm(h)),
         cosine=_cosine(h, want),

@@ -107,6 +107,10 @@ def cotangent_norms(
       (['hparams', 'params', 'velocity'], (30,))
       >>> figure = found.plot()
     """
+    if not isinstance(adjoint, Reversible | None):
+        raise TypeError(
+            f"adjoint is {adjoint!r}; only Reversible(...) undoes the steps: pass it, or None."
+        )
     adjoint = dataclasses.replace(adjoint or Reversible(), trace_norms=True)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
 

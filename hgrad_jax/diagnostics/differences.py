@@ -6,7 +6,8 @@ Of a function f, in float64 and with h the step,
 
 whose error is about h**8 f^(9)(x) / 630. How far to trust it is read off the same nine values: from
 the difference of sixth order, and from the even part of f, which extrapolates to the jump of f' at
-x and so shows a kink. Where a difference cannot decide, smaller steps are tried.
+x and so shows a kink. Where a difference cannot decide, smaller steps are tried. One grid cannot
+see what repeats with it, nor a jump between its points: `second_opinion` takes another.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ JUMPS = np.array([[14 / 5, -14 / 5, 6 / 5, -1 / 5], [5 / 2, -2, 1 / 2, 0]])
 CAUTION = 3.0
 SHRINK = (1.0, 1e-1, 1e-2, 1e-3)
 CHUNK = 16
-EPSILON = float(np.finfo(np.float64).eps)
+SECOND_STEP = 0.0137
 
 
 class Differences(NamedTuple):
@@ -46,12 +47,15 @@ class Differences(NamedTuple):
     step: np.ndarray
 
 
-def central_differences(values: np.ndarray, step: np.ndarray) -> Differences:
+def central_differences(
+    values: np.ndarray, step: np.ndarray, epsilon: float = 2.0**-52
+) -> Differences:
     """Returns the differences and how uncertain they are.
 
     Args:
       values: float64 `[K, 9]`, the function at x - 4 h, ..., x + 4 h.
       step: h, float64 `[K]`, positive.
+      epsilon: of the type that the function computes in.
 
     >>> found = central_differences(np.exp(0.1 * OFFSETS)[None], np.array([0.1]))
     >>> print(f"{found.derivative[0]:.9f} +- {found.uncertainty[0]:.0e}")
@@ -63,7 +67,7 @@ def central_differences(values: np.ndarray, step: np.ndarray) -> Differences:
         even = (ahead + behind - 2 * here) / (np.arange(1, 5) * step[:, None])
         derivative = odd @ EIGHTH_ORDER
         parts = [derivative - odd @ SIXTH_ORDER, *(even @ JUMPS.T).T]
-        rounding = 10 * EPSILON * np.max(np.abs(values), 1) / step
+        rounding = 10 * epsilon * np.max(np.abs(values), 1) / step
         uncertainty = CAUTION * sum(np.abs(part) for part in parts) + rounding
     return Differences(derivative, uncertainty, rounding, step)
 
@@ -75,6 +79,7 @@ def best_differences(
     numbers: np.ndarray,
     *,
     step: float,
+    epsilon: float,
     is_enough: Callable[[Differences], np.ndarray],
 ) -> Differences:
     """Returns derivatives by some entries of x, each at the step that leaves it least uncertain.
@@ -88,27 +93,10 @@ def best_differences(
       numbers: which entries of x, int `[K]`.
       step: h for entries of size up to 1, relative for larger ones. A tenth, a hundredth and a
         thousandth of it are tried for those that are not certain enough.
+      epsilon: of the type that the function computes in.
       is_enough: which of all K are certain enough, bool `[K]`.
     """
-    size = min(CHUNK, len(numbers))
-
-    @jax.jit
-    def stencils(x, numbers, steps, rest):
-        def around(number_and_step):
-            number, h = number_and_step
-            return jax.vmap(lambda offset: function(x.at[number].add(offset * h), rest))(
-                jnp.asarray(OFFSETS)
-            )
-
-        return jax.lax.map(around, (numbers, steps))
-
-    def tried_at(numbers, steps):
-        # In chunks of one size, which compile once; the last is filled up with repetitions.
-        shape = (-(-len(numbers) // size), size)
-        chunks = zip(np.resize(numbers, shape), np.resize(steps, shape), strict=True)
-        values = [stencils(x, *chunk, rest) for chunk in chunks]
-        return central_differences(np.concatenate(values)[: len(numbers)], steps)
-
+    tried_at = _stencils(function, x, rest, min(CHUNK, len(numbers)), epsilon)
     best = Differences(*np.full((4, len(numbers)), np.nan))
     pending = np.arange(len(numbers))
     for shrink in SHRINK:
@@ -121,3 +109,83 @@ def best_differences(
         if not pending.size:
             break
     return best
+
+
+def second_opinion(
+    function: Callable[[Array, Any], Array],
+    x: np.ndarray,
+    rest: Any,
+    numbers: np.ndarray,
+    found: Differences,
+    *,
+    step: float,
+    epsilon: float,
+) -> Differences:
+    """Returns differences that are at least as uncertain as they differ from those on another grid.
+
+    Its step is no simple fraction of the first one's, and not relative.
+
+    Args:
+      function: as in `best_differences`.
+      x: as in `best_differences`.
+      rest: as in `best_differences`.
+      numbers: which entries, int `[K]`.
+      found: their differences.
+      step: as in `best_differences`.
+      epsilon: as in `best_differences`.
+    """
+    tried_at = _stencils(function, x, rest, min(CHUNK, len(numbers)), epsilon)
+    other = tried_at(numbers, np.full(len(numbers), SECOND_STEP * step))
+    apart = np.abs(found.derivative - other.derivative)
+    is_doubtful = ~(apart <= found.uncertainty + other.uncertainty)
+    return found._replace(uncertainty=np.where(is_doubtful, np.inf, found.uncertainty))
+
+
+def _stencils(
+    function: Callable[[Array, Any], Array], x: np.ndarray, rest: Any, size: int, epsilon: float
+) -> Callable[[np.ndarray, np.ndarray], Differences]:
+    """Returns `(numbers, steps) -> Differences`, in chunks of one size, which compile once."""
+
+    @jax.jit
+    def stencils(x, numbers, steps, rest):
+        def around(number_and_step):
+            number, h = number_and_step
+            return jax.vmap(lambda offset: function(x.at[number].add(offset * h), rest))(
+                jnp.asarray(OFFSETS)
+            )
+
+        return jax.lax.map(around, (numbers, steps))
+
+    def tried_at(numbers, steps):
+        # The last chunk is filled up with repetitions.
+        shape = (-(-len(numbers) // size), size)
+        chunks = zip(np.resize(numbers, shape), np.resize(steps, shape), strict=True)
+        values = [np.asarray(stencils(x, *chunk, rest), np.float64) for chunk in chunks]
+        return central_differences(np.concatenate(values)[: len(numbers)], steps, epsilon)
+
+    return tried_at
+
+
+def precision(function: Callable[[Array, Any], Array], x: Array, rest: Any) -> float:
+    """Returns the epsilon of the narrowest floats that the function computes from x."""
+    jaxpr = jax.make_jaxpr(function)(x, rest).jaxpr
+    return _coarsest(jaxpr, {jaxpr.invars[0]})
+
+
+def _coarsest(jaxpr: Any, dependent: set[Any]) -> float:
+    epsilon = float(np.finfo(np.float64).eps)
+    dependent = set(dependent)
+    for equation in jaxpr.eqns:
+        is_dependent = [v in dependent for v in equation.invars if not hasattr(v, "val")]
+        if not any(is_dependent):
+            continue
+        dependent.update(equation.outvars)
+        for leaf in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                # Which of its inputs depend on x is not followed into a call: any may.
+                epsilon = max(epsilon, _coarsest(inner, set(inner.invars)))
+        for v in equation.outvars:
+            if jnp.issubdtype(v.aval.dtype, jnp.floating):
+                epsilon = max(epsilon, float(jnp.finfo(v.aval.dtype).eps))
+    return epsilon

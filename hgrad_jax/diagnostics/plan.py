@@ -6,7 +6,6 @@ own `work`. Seconds are extrapolated from two short runs, in proportion to the e
 (`hgrad_jax.diagnostics.plan_measure`): read them as an order of cost.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from hgrad_jax.adjoints.forward_mode import ForwardMode
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.adjoints.waypoints import Waypoints
 from hgrad_jax.diagnostics.plan_measure import Problem, estimated_seconds, temp_bytes
-from hgrad_jax.diagnostics.text_table import aligned, in_bytes
+from hgrad_jax.diagnostics.text_table import aligned, in_bytes, name_of
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
@@ -109,8 +108,8 @@ def plan(
 ) -> Plan:
     """Returns what one hypergradient would cost with each adjoint, and which to take.
 
-    Compiles each three times, which takes seconds, and runs some 24 steps of it (more where its
-    settings need them, such as many waypoints), nothing that needs more than the budget.
+    Compiles each three times, which takes some seconds each, and runs some 24 steps of it (more
+    where its settings need them, such as many waypoints), nothing that needs more than the budget.
     Approximations are shown and never recommended.
 
     Args:
@@ -193,22 +192,6 @@ def usual_adjoints(transition: Transition, num_steps: int, num_hparams: int) -> 
     return (*ADJOINTS, *forward, *waypoints)
 
 
-def name_of(adjoint: Adjoint) -> str:
-    """Returns how the adjoint is written, without the settings that are the default.
-
-    >>> name_of(Reversible(smallest_decay=0.9))
-    'Reversible(smallest_decay=0.9)'
-    """
-    if not dataclasses.is_dataclass(adjoint):
-        return repr(adjoint)
-    settings = [
-        f"{f.name}={getattr(adjoint, f.name)!r}"
-        for f in dataclasses.fields(adjoint)
-        if getattr(adjoint, f.name) != _default(f)
-    ]
-    return f"{type(adjoint).__name__}({', '.join(settings)})"
-
-
 def _row(problem: Problem, adjoint: Adjoint, memory: float, is_timed: bool) -> Row:
     """Returns what one adjoint costs, or why it does not apply."""
     try:
@@ -225,11 +208,6 @@ def _row(problem: Problem, adjoint: Adjoint, memory: float, is_timed: bool) -> R
     work = adjoint.work(problem.num_steps, problem.num_hparams)
     seconds = estimated_seconds(problem, adjoint, memory) if is_timed else None
     return Row(adjoint, work, size, seconds, why_not, note)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    factory = field.default_factory
-    return field.default if factory is dataclasses.MISSING else factory()
 
 
 def _recommend(rows: Sequence[Row], memory: float) -> tuple[Adjoint | None, str]:

@@ -131,6 +131,10 @@ def reversal_errors(
       (0, True)
       >>> figure = found.plot()
     """
+    if not isinstance(adjoint, Reversible | None):
+        raise TypeError(
+            f"adjoint is {adjoint!r}; only Reversible(...) undoes the steps: pass it, or None."
+        )
     adjoint = adjoint or Reversible()
     adjoint_serves(adjoint, transition)
     if isinstance(tolerance, bool) or not tolerance > 0:

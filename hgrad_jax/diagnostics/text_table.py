@@ -1,6 +1,10 @@
-"""Tables in plain text: columns of equal width, and sizes in bytes to go in them."""
+"""Tables in plain text: columns of equal width, and what adjoints and sizes in bytes are called."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
+
+from hgrad_jax.adjoints.base import Adjoint
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
@@ -36,3 +40,25 @@ def in_bytes(size: float) -> str:
         if size >= 0.9995 * unit:
             return f"{size / unit:.3g} {name}"
     return f"{size:.0f} bytes"
+
+
+def name_of(adjoint: Adjoint) -> str:
+    """Returns how the adjoint is written, without the settings that are the default.
+
+    >>> from hgrad_jax.adjoints.reversible import Reversible
+    >>> name_of(Reversible(smallest_decay=0.9))
+    'Reversible(smallest_decay=0.9)'
+    """
+    if not dataclasses.is_dataclass(adjoint):
+        return repr(adjoint)
+    settings = [
+        f"{f.name}={getattr(adjoint, f.name)!r}"
+        for f in dataclasses.fields(adjoint)
+        if getattr(adjoint, f.name) != _default(f)
+    ]
+    return f"{type(adjoint).__name__}({', '.join(settings)})"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
