@@ -45,7 +45,8 @@ def check(info: Info) -> Info:
         if isinstance(info, BackwardInfo)
         else info
     )
-    when = f"at step {_first(run.damaged_at, run.overflow | run.nonfinite)}"
+    first = _first(run.damaged_at, run.overflow | run.nonfinite)
+    when = f"at step {first}" if first >= 0 else "somewhere on the way"
     _refuse(
         run.nonfinite,
         f"the training became infinite or NaN {when}",

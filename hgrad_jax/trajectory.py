@@ -127,7 +127,8 @@ def float_run_info(trajectory: Trajectory, state: State) -> RunInfo:
     """Returns the info of a run in ordinary floating point: only whether its end is finite."""
     nonfinite = jnp.logical_not(all_finite(state))
     no = jnp.zeros((), bool)
-    return RunInfo(no, nonfinite, jnp.int32(trajectory.num_steps), no, no, {}, {})
+    damaged_at = jnp.where(nonfinite, -1, trajectory.num_steps).astype(jnp.int32)
+    return RunInfo(no, nonfinite, damaged_at, no, no, {}, {})
 
 
 def all_finite(tree: Any) -> Array:

@@ -56,7 +56,7 @@ class RunInfo(NamedTuple):
       overflow: bool scalar, a number left the fixed-point range (Reversible only).
       nonfinite: bool scalar, an update was infinite or NaN.
       damaged_at: int32 scalar, the first step at which either happened; num_steps if neither did,
-        and always with the adjoints other than Reversible, which look at the end only.
+        and -1 with the adjoints other than Reversible, which look at the end only.
       decay_out_of_range: bool scalar, a decay was outside [2**-7, 1] (Reversible only).
       store_overflow: bool scalar, the bit store was too small (Reversible only).
       bits_per_step: float32 scalar per decayed variable: what its bit store grew by, per parameter

@@ -119,6 +119,9 @@ class Implicit(Adjoint):
     Hyperparameters are those of the last step: of a schedule that enters the condition, the last
     row has the whole hypergradient and the others zero. First derivatives, in reverse mode.
 
+    A damped solve answers another question, and looks closer to rest than the run is: |u| is
+    smaller. Its bias is not flagged; keep the damping far below the curvature that matters.
+
     What goes wrong at run time makes every cotangent NaN, and `hg.check` of the info of `hg.vjp` or
     `value_and_hypergradient` says what. Stationarity is measured as
 

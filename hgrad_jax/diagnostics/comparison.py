@@ -80,19 +80,18 @@ class Comparison(NamedTuple):
         from matplotlib.figure import Figure
 
         if axes is None:
-            axes = Figure(figsize=(10, 4), layout="constrained").subplots(1, 2)
+            axes = Figure(figsize=(12, 4), layout="constrained").subplots(1, 2)
         left, right = axes
         for row in self.rows:
             if row.cosine is None or row.temp_bytes is None:
                 continue
             for ax, cost in ((left, row.temp_bytes / 1e6), (right, row.seconds)):
-                ax.plot(cost, row.cosine, "o")
-                ax.annotate(
-                    row.name, (cost, row.cosine), (4, 4), textcoords="offset points", fontsize=7
-                )
+                ax.plot(cost, row.cosine, "o", label=row.name)
         for ax, label in ((left, "compiled temporaries, MB"), (right, "seconds")):
             ax.set(xscale="log", xlabel=label, ylabel="cosine with the reference")
-            ax.axhline(1, color="grey", linewidth=0.5)
+            ax.tick_params(axis="x", which="minor", labelbottom=False)
+            ax.axhline(1, color="grey", linewidth=0.5, zorder=0)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return left.figure
 
 
@@ -164,6 +163,11 @@ def compare(
         if isinstance(adjoints, Mapping)
         else {name_of(adjoint): adjoint for adjoint in adjoints}
     )
+    for name, adjoint in named.items():
+        if not isinstance(adjoint, Adjoint):
+            raise TypeError(
+                f"adjoints has {adjoint!r} for {name}; write it with parentheses, as in Direct()."
+            )
     if reference is not None:
         first = {name: a for name, a in named.items() if a == reference}
         named = (first or {name_of(reference): reference}) | named

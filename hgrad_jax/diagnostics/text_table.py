@@ -1,6 +1,7 @@
 """Tables in plain text: columns of equal width, and what adjoints and sizes in bytes are called."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,14 +50,15 @@ def name_of(adjoint: Adjoint) -> str:
     >>> name_of(Reversible(smallest_decay=0.9))
     'Reversible(smallest_decay=0.9)'
     """
-    if not dataclasses.is_dataclass(adjoint):
+    if not dataclasses.is_dataclass(adjoint) or isinstance(adjoint, type):
         return repr(adjoint)
     settings = [
         f"{f.name}={getattr(adjoint, f.name)!r}"
         for f in dataclasses.fields(adjoint)
         if getattr(adjoint, f.name) != _default(f)
     ]
-    return f"{type(adjoint).__name__}({', '.join(settings)})"
+    text = f"{type(adjoint).__name__}({', '.join(settings)})"
+    return re.sub(r"<function (?:\S+\.)?(\S+) at 0x[0-9a-f]+>", r"\1", text)
 
 
 def _default(field: dataclasses.Field) -> Any:
