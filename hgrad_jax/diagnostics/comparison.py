@@ -82,11 +82,13 @@ class Comparison(NamedTuple):
         if axes is None:
             axes = Figure(figsize=(12, 4), layout="constrained").subplots(1, 2)
         left, right = axes
-        for row in self.rows:
+        for i, row in enumerate(self.rows):
             if row.cosine is None or row.temp_bytes is None:
                 continue
             for ax, cost in ((left, row.temp_bytes / 1e6), (right, row.seconds)):
-                ax.plot(cost, row.cosine, "o", label=row.name)
+                # Another marker where the ten colours begin again.
+                marker = "os^Dv"[i // 10 % 5]
+                ax.plot(cost, row.cosine, marker, color=f"C{i % 10}", label=row.name)
         for ax, label in ((left, "compiled temporaries, MB"), (right, "seconds")):
             ax.set(xscale="log", xlabel=label, ylabel="cosine with the reference")
             ax.tick_params(axis="x", which="minor", labelbottom=False)
