@@ -67,7 +67,7 @@ def adjoints(config: Config, num_steps: int) -> Mapping[str, hg.Adjoint]:
         "DrMAD2": hg.DrMAD2(),
         "Truncated, last tenth": hg.Truncated(num_steps // 10),
         "Implicit": hg.Implicit(
-            solver=hg.ConjugateGradient(max_steps=100, damping=1.0),
+            solver=hg.ConjugateGradient(max_steps=100, damping=0.1),
             batches=min(20, num_steps),
             stationarity_tolerance=math.inf,
         ),

@@ -96,10 +96,9 @@ def cotangent_norms(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> from hgrad_jax.diagnostics.cotangents import cotangent_norms
       >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
       >>> hparams = {"learning_rate": 0.1, "momentum": 0.5}
-      >>> found = cotangent_norms(
+      >>> found = hg.cotangent_norms(
       ...     lambda params, hparams, _: jnp.sum(params), rule, jnp.ones(4), hparams, None,
       ...     num_steps=30,
       ... )

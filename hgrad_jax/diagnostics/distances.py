@@ -76,11 +76,10 @@ def distances_to(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> from hgrad_jax.diagnostics.distances import distances_to
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
       >>> hparams = {"learning_rate": 0.5}
       >>> start = jnp.array([3.0, 4.0])
-      >>> found = distances_to(jnp.zeros(2), rule, start, hparams, None, num_steps=3)
+      >>> found = hg.distances_to(jnp.zeros(2), rule, start, hparams, None, num_steps=3)
       >>> found.distances.tolist()
       [5.0, 2.5, 1.25, 0.625]
       >>> figure = found.plot()

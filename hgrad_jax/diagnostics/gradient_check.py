@@ -79,8 +79,7 @@ def check_hypergradient(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> from hgrad_jax.diagnostics.gradient_check import check_hypergradient
-      >>> report = check_hypergradient(
+      >>> report = hg.check_hypergradient(
       ...     lambda params, hparams, _: jnp.sum(params**2),
       ...     hg.momentum(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params))),
       ...     jnp.array([1.0, -0.5]),
@@ -166,11 +165,10 @@ def check_gradient(
       TypeError: an input is no array, or is traced.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from hgrad_jax.diagnostics.gradient_check import check_gradient
+      >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> def cubes(w):
       ...     return jnp.sum(w**3)
-      >>> print(check_gradient(cubes, jnp.array([0.5, 2.0]), gradient=lambda w: 3.03 * w**2))
+      >>> print(hg.check_gradient(cubes, jnp.array([0.5, 2.0]), gradient=lambda w: 3.03 * w**2))
       derivative by   gradient  reference     +-  error     step
       params[0]         0.7575       0.75  3e-12  1e-02    1e-02  WRONG
       params[1]          12.12         12  1e-12  1e-02    2e-02  WRONG

@@ -136,8 +136,7 @@ def plan(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> from hgrad_jax.diagnostics.plan import plan
-      >>> found = plan(
+      >>> found = hg.plan(
       ...     lambda params, hparams, _: jnp.sum(params**2),
       ...     hg.sgd(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params))),
       ...     jnp.ones(1000),

@@ -111,10 +111,9 @@ def projections(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> from hgrad_jax.diagnostics.projections import projections
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params["w"] ** 2) / 2)
       >>> start, hparams = {"w": jnp.arange(1.0, 5.0)}, {"learning_rate": 0.1}
-      >>> found = projections(rule, start, hparams, None, num_steps=20, every=8)
+      >>> found = hg.projections(rule, start, hparams, None, num_steps=20, every=8)
       >>> found.steps.tolist(), found.components.shape
       ([0, 8, 16, 20], (4, 2))
 

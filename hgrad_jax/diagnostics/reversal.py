@@ -121,12 +121,11 @@ def reversal_errors(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
-      >>> from hgrad_jax.diagnostics.reversal import reversal_errors
       >>> rule = hg.heavy_ball(
       ...     lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)),
       ...     learning_rate=0.02, momentum=0.5,
       ... )
-      >>> found = reversal_errors(rule, jnp.linspace(-1.0, 1.0, 5), {}, None, num_steps=60)
+      >>> found = hg.reversal_errors(rule, jnp.linspace(-1.0, 1.0, 5), {}, None, num_steps=60)
       >>> found.exact_mismatches, found.budget < found.num_undone < 60
       (0, True)
       >>> figure = found.plot()
