@@ -22,7 +22,7 @@ from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Snapshot, Store, digest
 from hgrad_jax.training.epoch import EpochEnd, EpochHparams, in_epoch, recording, run_epoch, start
-from hgrad_jax.training.history import History, Rows
+from hgrad_jax.training.history import SECONDS, History, Rows
 from hgrad_jax.training.progress import progress_bar
 from hgrad_jax.training.stopping import Best, EarlyStopping, Target
 from hgrad_jax.trajectory import Inputs, Trajectory, inputs
@@ -259,8 +259,8 @@ class _Run(NamedTuple):
             rows.add(_finite_at_start(self.measure(params_of(state))), 0.0)
         else:
             state, best, rows = saved.state, saved.best, Rows(saved.metrics, saved.step_loss)
-        begun = time.perf_counter() - rows.metrics["seconds"][-1]
-        epoch = resumed_at = len(rows.metrics["epoch"]) - 1
+        begun = time.perf_counter() - rows.metrics[SECONDS][-1]
+        epoch = resumed_at = rows.epoch
         if epoch > self.num_epochs:
             raise ValueError(
                 f"num_epochs is {self.num_epochs}, but the run in the folder of checkpoints has "
@@ -305,7 +305,7 @@ class _Run(NamedTuple):
 
     def _reason(self, rows: Rows) -> str | None:
         return stopping.reason_to_stop(
-            rows.metrics, self.num_epochs, self.early_stopping, self.target
+            rows.metrics, rows.epoch, self.num_epochs, self.early_stopping, self.target
         )
 
     def _best_epoch(self, rows: Rows) -> int | None:

@@ -8,6 +8,7 @@ import numpy as np
 from hgrad_jax.diagnostics.text_table import aligned
 
 PARTS = ("train", "valid")
+SECONDS = "seconds"
 
 
 class History(NamedTuple):
@@ -103,7 +104,7 @@ class Rows(NamedTuple):
     """A history as it grows.
 
     Attributes:
-      metrics: values so far by name, and "epoch" and "seconds".
+      metrics: values so far by name, "seconds" among them.
       step_loss: one array an epoch; empty if none is recorded.
     """
 
@@ -112,18 +113,18 @@ class Rows(NamedTuple):
 
     def add(self, metrics: dict[str, float], seconds: float) -> None:
         """Appends the metrics after an epoch."""
-        row = {"epoch": len(self.metrics.get("epoch", [])), "seconds": seconds} | metrics
-        for name, value in row.items():
+        for name, value in ({SECONDS: seconds} | metrics).items():
             self.metrics.setdefault(name, []).append(value)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.metrics[SECONDS]) - 1
 
     def history(self, steps_per_epoch: int) -> History:
         """Returns the history so far."""
-        epoch = np.asarray(self.metrics["epoch"], np.int64)
-        metrics = {
-            name: np.asarray(values)
-            for name, values in self.metrics.items()
-            if name not in ("epoch", "seconds")
-        }
+        epoch = np.arange(self.epoch + 1)
+        metrics = {name: np.asarray(values) for name, values in self.metrics.items()}
+        seconds = metrics.pop(SECONDS)
         step_loss = np.concatenate(self.step_loss) if self.step_loss else None
-        seconds = np.asarray(self.metrics["seconds"])
         return History(epoch, epoch * steps_per_epoch, metrics, step_loss, seconds)

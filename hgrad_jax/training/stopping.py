@@ -100,21 +100,22 @@ def validate(choice: Any, name: str, kind: type, metrics: Sequence[str]) -> None
 
 def reason_to_stop(
     metrics: Mapping[str, Sequence[float]],
+    epoch: int,
     num_epochs: int,
     early_stopping: EarlyStopping | None,
     target: Target | None,
 ) -> str | None:
-    """Returns why training ends after the last epoch of these metrics, if it does.
+    """Returns why training ends after an epoch, if it does.
 
     A function of the history alone: a run that is resumed stops where it would have.
 
     Args:
-      metrics: values from epoch 0 on, under "epoch" the epochs.
+      metrics: values by name, from epoch 0 to this one.
+      epoch: epochs done.
       num_epochs: how many there are to be.
       early_stopping: as `fit`.
       target: as `fit`.
     """
-    epoch = len(metrics["epoch"]) - 1
     if target is not None:
         value = metrics[target.metric][-1]
         if target.is_reached(value):
