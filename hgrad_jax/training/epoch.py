@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.adjoints.direct import run_from
-from hgrad_jax.elementary.kick_drift import scalar
+from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, first_state
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
