@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 import hgrad_jax as hg
 from hgrad_jax.data import Dataset, load, shuffled, with_replacement
 from hgrad_jax.models import MLP, classification_loss, classification_metrics
+from hgrad_jax.training.epoch import recording, run_epoch, start
+from hgrad_jax.trajectory import Trajectory, inputs
 from tests import fit_child
 
 KEY = jax.random.key(3)
@@ -147,6 +149,24 @@ class TestSteps:
             return count
 
         assert traces(2) == traces(5)
+
+    def test_recording_the_loss_takes_no_matrix_product_more(self):
+        model = MLP((12, 10))
+        loss, train = classification_loss(model), digits()[0]
+        rule = hg.momentum(loss)
+
+        def products(rule, record):
+            trajectory = Trajectory(
+                rule, 5, shuffled(40, seed=0), (False,) * 2, jax.tree.structure(HPARAMS), record
+            )
+            given = inputs(trajectory, jax.tree.map(jnp.float32, HPARAMS), train, None)
+            run = jax.jit(functools.partial(run_epoch, trajectory, None))
+            state = start(trajectory, initial(), given)
+            return run.lower(state, given, jnp.int32(0)).compile().as_text().count(" dot(")
+
+        want = products(rule, None)
+        assert want == 5  # two forward, two for the weights, one for the hidden layer
+        assert products(recording(rule, loss), lambda state, data: state.loss) == want
 
     def test_epochs_have_as_many_steps_as_there_are_whole_batches(self):
         assert fit_digits(num_epochs=1).history.step.tolist() == [0, 5]
@@ -423,6 +443,14 @@ class TestKilled:
     @pytest.mark.parametrize("seed", [1, 2, 3])
     def test_at_many_moments(self, tmp_path, seed):
         self.assert_same(killed_and_resumed(tmp_path, [1, 2, 4, 5, 7, 8], seed=seed))
+
+
+def test_what_is_not_asked_for_is_not_imported():
+    code = (
+        "import sys, hgrad_jax; "
+        "assert not {'orbax', 'rich', 'matplotlib', 'flax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class TestBadInput:

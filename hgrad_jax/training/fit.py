@@ -97,7 +97,8 @@ def fit(
       hparams_axes: as `unroll`; a schedule has one value for each step of all epochs.
       epoch_hparams: `epoch_hparams(hparams, epoch) -> hparams`, pure: what the steps of an epoch,
         an int32 scalar counted from 0, use in place of what is given. For decay per epoch.
-      loss: the loss that the rule was made with, to record it for every step's batch; None not to.
+      loss: the loss that the rule was made with, to record it for every step's batch, which costs
+        next to nothing without dropout and part of a forward pass with it; None not to.
       metrics: `metrics(params, data, *metrics_args) -> {name: scalar}`, pure, evaluated before
         training and after each epoch as train_<name> and valid_<name>; None for none. They must
         stay finite.

@@ -24,16 +24,23 @@ def progress_bar(is_shown: bool | None, num_epochs: int, num_done: int) -> Itera
         return
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
 
     console = Console(stderr=True)
+    # In a narrow terminal the caption, which alone may wrap, gives way to the bar.
     columns = (
-        TextColumn("epoch"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        Remaining(),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("epoch", table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=8, table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[shown]}", table_column=Column()),
     )
     is_disabled = is_shown is None and not (console.is_terminal or console.is_jupyter)
     with Progress(*columns, console=console, disable=is_disabled) as bar:
@@ -46,11 +53,14 @@ def progress_bar(is_shown: bool | None, num_epochs: int, num_done: int) -> Itera
 
 
 def caption(metrics: Mapping[str, float], rate: float) -> str:
-    """Returns what stands beside the bar.
+    """Returns what stands beside the bar: training metrics, and those of validation in brackets.
 
-    >>> caption({"train_loss": 0.31234, "valid_accuracy": 0.9}, 1234.5)
-    '1,234 steps/s, train loss 0.3123, valid accuracy 0.9'
+    >>> caption({"train_loss": 0.31234, "valid_loss": 0.4, "train_count": 7.0}, 1234.5)
+    '1,234 steps/s, loss 0.312 (0.4), count 7'
     """
-    speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-    shown = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
-    return ", ".join([f"{speed} steps/s", *shown])
+    shown = [f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.2g} steps/s"]
+    for name in dict.fromkeys(name.partition("_")[2] for name in metrics):
+        valid = metrics.get(f"valid_{name}")
+        brackets = "" if valid is None else f" ({valid:.3g})"
+        shown.append(f"{name} {metrics[f'train_{name}']:.3g}{brackets}")
+    return ", ".join(shown)
