@@ -17,7 +17,7 @@ from hgrad_jax.models import MLP, classification_loss, classification_metrics
 def train(folder, num_epochs=12):
     """Returns the Fit of the run whose checkpoints are in a folder."""
     train, valid = load("digits")
-    model = MLP((24, 10), dropout_rate=0.1)
+    model = MLP((24, 10))
     loss = classification_loss(model)
     params = model.init(jax.random.key(0), train.inputs[:1], train=False)["params"]
     return hg.fit(
