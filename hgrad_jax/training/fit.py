@@ -6,13 +6,11 @@ differentiated.
 
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax import validate
@@ -20,38 +18,16 @@ from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.training import stopping
-from hgrad_jax.training.checkpoints import Checkpoints, Snapshot, Store, digest
-from hgrad_jax.training.epoch import EpochEnd, EpochHparams, in_epoch, recording, run_epoch, start
-from hgrad_jax.training.history import SECONDS, History, Rows
-from hgrad_jax.training.progress import progress_bar
-from hgrad_jax.training.stopping import Best, EarlyStopping, Target
-from hgrad_jax.trajectory import Inputs, Trajectory, inputs
-from hgrad_jax.types import BatchFn, Data, Hparams, Loss, Params, RunInfo, State, Transition
+from hgrad_jax.training.checkpoints import Checkpoints, Store, digest
+from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
+from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.run import Fit, Run
+from hgrad_jax.training.stopping import EarlyStopping, Target
+from hgrad_jax.trajectory import Trajectory, inputs
+from hgrad_jax.types import BatchFn, Data, Hparams, Loss, Params, Transition
 
 Metrics = Callable[..., Mapping[str, Any]]
 """`metrics(params, data, *metrics_args) -> {name: scalar}`, pure."""
-
-
-class Fit(NamedTuple):
-    """The end of a training.
-
-    Attributes:
-      params: after the last epoch that was all finite.
-      state: the rule's state then.
-      best: the best parameters, by `early_stopping`; None without it.
-      history: metrics and losses on the way.
-      reason: why training ended, in a few words.
-      info: whether the training stayed finite; `check(out.info)` raises if it did not.
-      resumed_at: the epoch of the checkpoint that this call went on from; None if it began anew.
-    """
-
-    params: Params
-    state: State
-    best: Best | None
-    history: History
-    reason: str
-    info: RunInfo
-    resumed_at: int | None
 
 
 def fit(
@@ -163,7 +139,7 @@ def fit(
     given = inputs(trajectory, hparams, train, key)
     first = in_epoch(trajectory, epoch_hparams, jnp.int32(0))
     validate.step(first, params, given)
-    measure = _Measure(metrics and jax.jit(metrics), parts, metrics_args)
+    measure = Measure(metrics and jax.jit(metrics), parts, metrics_args)
     names = measure.names(params)
     stopping.validate(early_stopping, "early_stopping", EarlyStopping, names)
     stopping.validate(target, "target", Target, names)
@@ -172,7 +148,7 @@ def fit(
     lowered = jax.jit(functools.partial(run_epoch, trajectory, epoch_hparams)).lower(
         state, given, jnp.int32(0)
     )
-    run = _Run(trajectory, given, lowered.compile(), measure, num_epochs, early_stopping, target)
+    run = Run(trajectory, given, lowered.compile(), measure, num_epochs, early_stopping, target)
     if checkpoints is None:
         return run.to_the_end(state, None, progress)
     fingerprint = {
@@ -189,130 +165,6 @@ def fit(
     }
     with Store(checkpoints, fingerprint) as store:
         return run.to_the_end(state, store, progress)
-
-
-class _Measure(NamedTuple):
-    """Evaluates metrics on the parts of the data.
-
-    Attributes:
-      metrics: as `fit`.
-      parts: data by their name.
-      args: `metrics_args`.
-    """
-
-    metrics: Any
-    parts: dict[str, Data]
-    args: tuple[Any, ...]
-
-    def names(self, params: Params) -> list[str]:
-        """Returns what is evaluated, and raises if it is not scalars by name."""
-        names = []
-        for part, data in self.parts.items():
-            found = jax.eval_shape(self.metrics, params, data, *self.args)
-            if not isinstance(found, Mapping) or any(
-                getattr(x, "shape", None) != () for x in found.values()
-            ):
-                raise ValueError(
-                    f"metrics returned {found!r}; it must return a dict of scalars by name."
-                )
-            names += [f"{part}_{name}" for name in found]
-        return names
-
-    def __call__(self, params: Params) -> dict[str, float]:
-        """Returns the metrics of all parts."""
-        found = {part: self.metrics(params, x, *self.args) for part, x in self.parts.items()}
-        return {
-            f"{part}_{name}": float(value)
-            for part, values in jax.device_get(found).items()
-            for name, value in values.items()
-        }
-
-    def lowered(self, params: Params) -> list[Any]:
-        """Returns the programs."""
-        return [self.metrics.lower(params, x, *self.args) for x in self.parts.values()]
-
-
-class _Run(NamedTuple):
-    """A training that is ready to go.
-
-    Attributes:
-      trajectory: of an epoch.
-      given: of the whole run.
-      run_epoch: the compiled `epoch.run_epoch`.
-      measure: evaluates the metrics.
-      num_epochs, early_stopping, target: as `fit`.
-    """
-
-    trajectory: Trajectory
-    given: Inputs
-    run_epoch: Callable[[State, Inputs, Any], EpochEnd]
-    measure: _Measure
-    num_epochs: int
-    early_stopping: EarlyStopping | None
-    target: Target | None
-
-    def to_the_end(self, state: State, store: Store | None, progress: bool | None) -> Fit:
-        """Runs the epochs that are left, from a checkpoint if there is one."""
-        params_of, length = self.trajectory.transition.params, self.trajectory.num_steps
-        saved = None if store is None else store.read(state, params_of(state))
-        if saved is None:
-            rows, best = Rows({}, []), params_of(state)
-            rows.add(_finite_at_start(self.measure(params_of(state))), 0.0)
-        else:
-            state, best, rows = saved.state, saved.best, Rows(saved.metrics, saved.step_loss)
-        begun = time.perf_counter() - rows.metrics[SECONDS][-1]
-        epoch = resumed_at = rows.epoch
-        if epoch > self.num_epochs:
-            raise ValueError(
-                f"num_epochs is {self.num_epochs}, but the run in the folder of checkpoints has "
-                f"done {epoch} already; ask for at least as many, or name another folder."
-            )
-
-        damaged_at = length * self.num_epochs
-        with progress_bar(progress, self.num_epochs, epoch) as update:
-            while (reason := self._reason(rows)) is None:
-                epoch_begun = time.perf_counter()
-                end = self.run_epoch(state, self.given, np.int32(epoch))
-                step_loss = None if end.step_loss is None else np.asarray(end.step_loss)
-                is_finite = bool(end.is_finite)
-                if step_loss is not None:
-                    rows.step_loss.append(step_loss)
-                found = self.measure(params_of(end.state)) if is_finite else {}
-                if not (is_finite and np.isfinite(list(found.values())).all()):
-                    reason, damaged_at = _broken(epoch, length, step_loss, found)
-                    break
-                state, epoch = end.state, epoch + 1
-                now = time.perf_counter()
-                rows.add(found, now - begun)
-                if self._best_epoch(rows) == epoch:
-                    best = params_of(state)
-                update(found, length / (now - epoch_begun))
-                if store is not None and (epoch % store.every == 0 or self._reason(rows)):
-                    is_kept = self.early_stopping is not None
-                    store.write(epoch, Snapshot(state, best if is_kept else None, *rows))
-
-        best_epoch = self._best_epoch(rows)
-        return Fit(
-            params_of(state),
-            state if self.trajectory.record is None else state.state,
-            None
-            if best_epoch is None or self.early_stopping is None
-            else Best(best, best_epoch, rows.metrics[self.early_stopping.metric][best_epoch]),
-            rows.history(length),
-            reason,
-            _info(damaged_at, length * self.num_epochs),
-            None if saved is None else resumed_at,
-        )
-
-    def _reason(self, rows: Rows) -> str | None:
-        return stopping.reason_to_stop(
-            rows.metrics, rows.epoch, self.num_epochs, self.early_stopping, self.target
-        )
-
-    def _best_epoch(self, rows: Rows) -> int | None:
-        if self.early_stopping is None:
-            return None
-        return self.early_stopping.best_epoch(rows.metrics[self.early_stopping.metric])
 
 
 def _refuse_traced(*trees: Any) -> None:
@@ -339,37 +191,6 @@ def _length_of_epoch(steps_per_epoch: Any, train: Data, batch_fn: Any) -> int:
     if not is_int or steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch!r}; it must be a positive int.")
     return steps_per_epoch
-
-
-def _finite_at_start(metrics: dict[str, float]) -> dict[str, float]:
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            raise ValueError(
-                f"{name} is {value} at the initial parameters; look for labels that are no class "
-                "(hgrad_jax.data.validate_examples finds them) and for parameters that are not "
-                "finite or too large."
-            )
-    return metrics
-
-
-def _broken(
-    epoch: int, length: int, step_loss: np.ndarray | None, metrics: dict[str, float]
-) -> tuple[str, int]:
-    """Returns why training ends, and at which step it broke, -1 if that is not known."""
-    kept = f"the state after epoch {epoch} is kept"
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            return f"{name} became {value} in epoch {epoch + 1}; {kept}", -1
-    if step_loss is None or np.isfinite(step_loss).all():
-        return f"the training became infinite or NaN in epoch {epoch + 1}; {kept}", -1
-    step = epoch * length + int(np.argmin(np.isfinite(step_loss)))
-    return f"the loss became {step_loss[step % length]} at step {step}; {kept}", step
-
-
-def _info(damaged_at: int, num_steps: int) -> RunInfo:
-    no = jnp.zeros((), bool)
-    is_damaged = jnp.asarray(damaged_at != num_steps)
-    return RunInfo(no, is_damaged, jnp.int32(damaged_at), no, no, {}, {})
 
 
 def _hash(lowered: Any) -> str:
