@@ -57,6 +57,9 @@ from hgrad_jax.linear_solvers import GMRES as GMRES
 from hgrad_jax.linear_solvers import ConjugateGradient as ConjugateGradient
 from hgrad_jax.linear_solvers import Neumann as Neumann
 from hgrad_jax.polyline import Clip as Clip
+from hgrad_jax.training.grid import grid as grid
+from hgrad_jax.training.sweep import sweep as sweep
+from hgrad_jax.training.sweep_result import Sweep as Sweep
 from hgrad_jax.types import BackwardInfo as BackwardInfo
 from hgrad_jax.types import RunInfo as RunInfo
 from hgrad_jax.types import Transition as Transition
