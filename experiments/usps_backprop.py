@@ -6,7 +6,8 @@ mini-batches in file order, round and round: v' = m v - g, w' = w + lr v', where
 of the mean cross-entropy + wd / 2 |w|**2. First the gradient is checked by differences. Printed is
 a table of loss, classification loss (without the penalty) and error on the three parts of the data;
 written are a line of JSON and two figures. By default on the digits that come with the library;
-`--data usps` reads the USPS files that the exercise was made for (Tieleman, csc321, Toronto).
+`--data usps` reads the USPS files that the exercise was made for (CS-E4850, Aalto, after csc321,
+Toronto, whose own program fills the weights in row by row).
 """
 
 import contextlib

@@ -76,7 +76,7 @@ def read_mat(path: str | os.PathLike[str]) -> Dataset:
     from scipy.io import loadmat  # which jax needs anyway; it takes a while to import
 
     arrays = loadmat(Path(path))
-    shapes = [np.shape(arrays.get(name, ())) for name in ("inputs", "target")]
+    shapes = [np.shape(arrays.get(name, 0)) for name in ("inputs", "target")]
     if [shape[:1] for shape in shapes] != [(256,), (10,)] or shapes[0][1:] != shapes[1][1:]:
         raise ValueError(
             f"{path} has inputs {list(shapes[0])} and target {list(shapes[1])}, not 256 x N and "
