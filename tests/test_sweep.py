@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hgrad_jax as hg
+from experiments import bench_sweep
 from hgrad_jax.data import load, minibatches
 from hgrad_jax.models import MLP, cross_entropy
 from hgrad_jax.training.sweep_chunks import chunk_size
@@ -409,3 +410,29 @@ def test_bad_input(change, error, message):
 def test_inside_jit_it_says_so():
     with pytest.raises(TypeError, match="cannot run inside jit"):
         jax.jit(lambda x: hg.sweep(lambda h, key, data: h, [x]).results)(1.0)
+
+
+class TestBench:
+    def test_a_sweep_is_timed_beside_the_same_runs(self, tmp_path, capsys):
+        path = tmp_path / "sweep.jsonl"
+        words = "--cases 5/4 --num-steps 3 --num-seeds 2 --repeats 2 --chunks 1"
+        (record,) = bench_sweep.main([*words.split(), "--out", str(path)])
+        assert record["num_runs"] == 28
+        assert list(record["seconds"]) == ["one by one", "sweep in 1"]
+        assert all(len(times) == 2 for times in record["seconds"].values())
+        for way, ratio in record["ratios"].items():
+            least = record["least"]
+            assert ratio == pytest.approx(least[way] / least["one by one"])
+        assert record["difference"] < 1e-4
+        (line,) = path.read_text().splitlines()
+        assert json.loads(line)["ratios"] == record["ratios"]
+        assert "28 runs of 3 steps" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [("--cases 10", "no case '10'"), ("--repeats 0", "repeats is 0; it must be positive")],
+    )
+    def test_wrong_options(self, words, message, capsys):
+        with pytest.raises(SystemExit):
+            bench_sweep.main(words.split())
+        assert message in capsys.readouterr().err

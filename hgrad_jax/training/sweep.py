@@ -103,13 +103,8 @@ def sweep(
         return hparams, None if keys is None else keys[place % num_seeds], data
 
     def bytes_of(size):
-        analysis = program.lower(*arguments(0, size)).compile().memory_analysis()
-        if analysis is None:
-            raise ValueError(
-                "memory is given, but this backend does not tell what a program takes; leave it "
-                "out, or sweep parts of the settings."
-            )
-        return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda *args: args, *arguments(0, size)))
+        return _bytes_of_call(program, treedef, tuple(leaves))
 
     size = chunk_size(bytes_of, num_runs=num_runs, num_devices=mesh.size, memory=memory)
     parts = [jax.device_get(program(*arguments(first, size))) for first in range(0, num_runs, size)]
@@ -140,6 +135,19 @@ def _program(run: Run, mesh: Mesh) -> Any:
     return jax.jit(shared, in_shardings=(each, each, same), out_shardings=each)
 
 
+@functools.lru_cache(maxsize=128)  # lowering again takes longer than many a sweep
+def _bytes_of_call(program: Any, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    """Returns what a call with such arguments holds on each device besides them."""
+    lowered = program.lower(*jax.tree.unflatten(treedef, leaves))
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            "memory is given, but this backend does not tell what a program takes; leave it out, "
+            "or sweep parts of the settings."
+        )
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
 def _stacked(settings: Sequence[Hparams]) -> Any:
     """Returns the settings as one tree of arrays [settings, *shape]."""
     if isinstance(settings, Mapping) or not isinstance(settings, Sequence):
@@ -167,7 +175,8 @@ def _stacked(settings: Sequence[Hparams]) -> Any:
                     f"settings[{i}]{jax.tree_util.keystr(path)} has shape {leaf.shape}, but "
                     f"settings[0] has {other.shape} there; all must be alike."
                 )
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *arrays)
+    # Kept on the host, where a call's part is taken; but in the precision of the device.
+    return jax.tree.map(lambda *leaves: np.asarray(jnp.asarray(np.stack(leaves))), *arrays)
 
 
 def _number(path: Any, leaf: Any) -> np.ndarray:
