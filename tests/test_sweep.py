@@ -241,6 +241,18 @@ assert (few.num_devices, few.chunk_size) == (3, 3), few[2:]
 one = hg.sweep(run, SETTINGS, DATA, keys=KEYS, devices=jax.devices()[:1])
 assert (one.num_devices, one.chunk_size) == (1, 18), one[2:]
 np.savez(sys.argv[1], *jax.tree.leaves((whole.results, one.results, few.results)))
+
+# A budget for two runs, on each device, is one for 16 of 24 together: two calls.
+def sort(scale, key, data):
+    return jnp.sort(scale * jax.random.normal(jax.random.key(0), (1000,)))[::250]
+
+analysis = jax.jit(jax.vmap(sort, (0, None, None))).lower(jnp.ones(2), None, None).compile()
+analysis = analysis.memory_analysis()
+memory = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+scales = list(np.linspace(1, 2, 24))
+chunked = hg.sweep(sort, scales, memory=memory + 500)
+assert (chunked.num_devices, chunked.chunk_size) == (8, 16), chunked[2:]
+np.testing.assert_array_equal(chunked.results, hg.sweep(sort, scales).results)
 """
 
 
