@@ -68,11 +68,14 @@ from hgrad_jax.polyline import Clip as Clip
 from hgrad_jax.training.checkpoints import CheckpointError as CheckpointError
 from hgrad_jax.training.checkpoints import Checkpoints as Checkpoints
 from hgrad_jax.training.fit import fit as fit
+from hgrad_jax.training.grid import grid as grid
 from hgrad_jax.training.history import History as History
 from hgrad_jax.training.run import Fit as Fit
 from hgrad_jax.training.stopping import Best as Best
 from hgrad_jax.training.stopping import EarlyStopping as EarlyStopping
 from hgrad_jax.training.stopping import Target as Target
+from hgrad_jax.training.sweep import sweep as sweep
+from hgrad_jax.training.sweep_result import Sweep as Sweep
 from hgrad_jax.types import BackwardInfo as BackwardInfo
 from hgrad_jax.types import RunInfo as RunInfo
 from hgrad_jax.types import Transition as Transition
