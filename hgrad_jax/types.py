@@ -114,6 +114,8 @@ class BackwardInfo(NamedTuple):
         None.
       solve: how well `Implicit()` solved for the hypergradient, an ImplicitInfo; None for the other
         adjoints.
+      is_repeated: bool scalar, the way back had to be taken twice (`Reversible`'s share_gradient);
+        None for adjoints that do not run backwards.
     """
 
     run: RunInfo
@@ -121,6 +123,7 @@ class BackwardInfo(NamedTuple):
     is_finite: Array
     norms: dict[str, Array] | None = None
     solve: Any = None
+    is_repeated: Array | None = None
 
     @property
     def is_restored(self) -> Array:

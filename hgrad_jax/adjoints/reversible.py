@@ -42,8 +42,10 @@ class Reversible(Adjoint):
         variable; None takes the rule's own (0.5 for velocities: one bit per number and step). With
         several decays in a variable the smallest of each step counts.
       share_gradient: take the gradient on the way back from the pass that computes its
-        Hessian-vector product. False computes it apart: one gradient a step slower, and robust
-        where a compiler gives the shared one other bits.
+        Hessian-vector product. Where the compiler gives it other bits there, as it may in losses
+        without matrix products, the way back is taken again without sharing, and the info's
+        `is_repeated` says so. False evaluates it apart from the start, one gradient a step slower,
+        and compiles one scan less.
       trace_norms: whether `vjp` returns the norms of the cotangents before every step.
 
     Raises:
