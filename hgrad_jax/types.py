@@ -114,8 +114,8 @@ class BackwardInfo(NamedTuple):
         None.
       solve: how well `Implicit()` solved for the hypergradient, an ImplicitInfo; None for the other
         adjoints.
-      is_repeated: bool scalar, the way back had to be taken twice (`Reversible`'s share_gradient);
-        None for adjoints that do not run backwards.
+      is_repeated: bool scalar, the way back had to be taken twice, for this run or another of the
+        same `vmap` (`Reversible`'s share_gradient); None for adjoints that do not run backwards.
     """
 
     run: RunInfo

@@ -24,7 +24,8 @@ from hgrad_jax.types import Params, State, Transition
 class Reversible(Adjoint):
     """Runs the steps backwards, restoring each state bit for bit, and pulls the cotangents along.
 
-    Memory: two states, one integer per number and decayed variable, and log2(1 / decay) bits per
+    Memory: some states, in fixed point and with one integer per number and decayed variable (80
+    bytes a weight with momentum, 52 without `share_gradient`), and log2(1 / decay) bits per
     number and step: 0.15 at decay 0.9, a hundredth of what `Direct()` stores. Time: the plain
     steps, a gradient with Hessian-vector product per step back, and the integer arithmetic. The
     trajectory is rounded to fixed point with 44 fraction bits instead of float32's 24, which moves
@@ -43,9 +44,9 @@ class Reversible(Adjoint):
         several decays in a variable the smallest of each step counts.
       share_gradient: take the gradient on the way back from the pass that computes its
         Hessian-vector product. Where the compiler gives it other bits there, as it may in losses
-        without matrix products, the way back is taken again without sharing, and the info's
-        `is_repeated` says so. False evaluates it apart from the start, one gradient a step slower,
-        and compiles one scan less.
+        without matrix products, the way back is taken again without sharing, by all runs of a
+        `vmap`, and the info's `is_repeated` says so; the state it starts from is kept for that.
+        False evaluates it apart from the start, one gradient a step slower.
       trace_norms: whether `vjp` returns the norms of the cotangents before every step.
 
     Raises:

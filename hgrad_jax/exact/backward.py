@@ -53,12 +53,8 @@ def run_backward(
     found, is_repeated = undone(is_shared), jnp.zeros((), bool)
     is_sound = ~(info.overflow | info.nonfinite | info.decay_out_of_range | info.store_overflow)
     if is_shared:
-        # A loop, not a conditional: under vmap it takes no turn unless a run asks for one.
-        found, is_repeated = jax.lax.while_loop(
-            lambda carry: is_sound & (carry[0].mismatches > 0) & ~carry[1],
-            lambda carry: (undone(False), jnp.ones((), bool)),
-            (found, is_repeated),
-        )
+        is_repeated = _in_any_run(is_sound & (found.mismatches > 0))
+        found = jax.lax.cond(is_repeated, lambda _: undone(False), lambda found: found, found)
 
     trees = {name: unravel(bar, like) for name, bar in found.bars.items()}
     params_bar = trees.pop(PARAMS)
@@ -73,6 +69,20 @@ def run_backward(
     # None: the cotangent of an integer.
     start_bar = KickDriftState(params_bar, slots_bar, None)  # pyright: ignore[reportArgumentType]
     return start_bar, Inputs(constants_bar, schedules_bar, None, None), backward_info
+
+
+@jax.custom_batching.custom_vmap
+def _in_any_run(flag: Array) -> Array:
+    """Returns a flag; under `vmap`, whether it is raised in any run.
+
+    So that a conditional on it stays one, where `vmap` would evaluate both branches for all runs.
+    """
+    return flag
+
+
+@_in_any_run.def_vmap
+def _(axis_size, is_batched, flag):  # pyright: ignore[reportUnusedFunction]
+    return _in_any_run(jnp.any(flag, axis=0) if is_batched[0] else flag), False
 
 
 class _Undone(NamedTuple):
