@@ -11,8 +11,15 @@ from hgrad_jax.models import (
     BatchNorm,
     SoftmaxRegression,
     batch_statistics,
+    cosine,
     cross_entropy,
     error_rate,
+    glorot_normal,
+    glorot_uniform,
+    he_normal,
+    he_uniform,
+    scaled_normal,
+    uniform,
 )
 
 KEY = jax.random.key(0)
@@ -24,6 +31,7 @@ MODELS = [
     MLP((7, 5, 3), batch_norm=True, dropout_rate=0.3),
     CNN(3, channels=(4, 5), hidden=(6,), activation=nn.gelu),
     CNN(3, channels=(4,), hidden=(6,), max_pool=False, batch_norm=True, dropout_rate=0.3),
+    MLP((7, 3), activation=nn.sigmoid, use_bias=False, kernel_init=scaled_normal(0.3)),
 ]
 
 
@@ -152,6 +160,102 @@ def test_mlp_by_hand():
     want = np.tanh(x @ first["kernel"] + first["bias"]) @ last["kernel"] + last["bias"]
     got = apply(MLP((4, 3), activation=nn.tanh), {"params": params}, IMAGES, train=True)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_mlp_without_biases_by_hand():
+    model = MLP((4, 3), activation=nn.sigmoid, use_bias=False)
+    params = init(model)
+    assert {name: list(layer) for name, layer in params.items()} == {
+        "Dense_0": ["kernel"],
+        "Dense_1": ["kernel"],
+    }
+    x = np.asarray(IMAGES).reshape(12, -1)
+    hidden = 1 / (1 + np.exp(-x @ params["Dense_0"]["kernel"]))
+    got = apply(model, {"params": params}, IMAGES, train=True)
+    np.testing.assert_allclose(got, hidden @ params["Dense_1"]["kernel"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_pool", [True, False])
+def test_a_convolution_may_leave_the_image_as_large_as_it_is(max_pool):
+    """1-2 and 2-4 channels at 28x28, halved once at the end: 784-64-10."""
+    model = CNN(10, channels=(2, 4), hidden=(64,), halves=(False, True), max_pool=max_pool)
+    images = jnp.ones((1, 28, 28, 1))
+    params = jax.eval_shape(lambda: model.init(KEY, images, train=False)["params"])
+    shapes = jax.tree.map(lambda leaf: leaf.shape, params)
+    assert {name: shapes[name]["kernel"] for name in ("Conv_0", "Conv_1")} == {
+        "Conv_0": (3, 3, 1, 2),
+        "Conv_1": (3, 3, 2, 4),
+    }
+    assert shapes["MLP_0"]["Dense_0"]["kernel"] == (784, 64)
+    assert shapes["MLP_0"]["Dense_1"]["kernel"] == (64, 10)
+
+
+class TestInitializers:
+    @pytest.mark.parametrize(
+        ("initializer", "variance"),
+        [
+            (he_normal(), 2 / 400),
+            (he_uniform(), 2 / 400),
+            (glorot_normal(), 2 / (400 + 100)),
+            (glorot_uniform(), 2 / (400 + 100)),
+            (scaled_normal(0.3), 0.09),
+            (uniform(-0.5, 0.5), 1 / 12),
+            (uniform(1.0, 3.0), 4 / 12),
+        ],
+    )
+    def test_means_and_variances(self, initializer, variance):
+        """Within 4 standard errors; a normal's variance has the larger one, sqrt(2 / n)."""
+        weights = np.asarray(initializer(KEY, (400, 100), jnp.float32), np.float64)
+        mean = 2.0 if weights.min() > 0.9 else 0.0
+        assert weights.mean() == pytest.approx(mean, abs=4 * np.sqrt(variance / weights.size))
+        assert weights.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / weights.size))
+
+    def test_uniform_keeps_to_its_range(self):
+        weights = np.asarray(uniform(-0.25, 0.75)(KEY, (10_000,), jnp.float32))
+        assert -0.25 <= weights.min() < -0.249
+        assert 0.749 < weights.max() < 0.75
+
+    def test_cosine_counts_on_from_layer_to_layer(self):
+        inits = (cosine(), cosine(offset=128 * 5))
+        model = MLP((5, 3), use_bias=False, kernel_init=inits)
+        params = init(model)
+        # Column-major in matrices [outputs, inputs], which are the kernels' transposes.
+        filled = np.concatenate(
+            [np.asarray(params[name]["kernel"]).T.ravel("F") for name in ("Dense_0", "Dense_1")]
+        )
+        np.testing.assert_allclose(filled, 0.1 * np.cos(np.arange(128 * 5 + 15)), rtol=1e-6)
+
+    def test_cosine_is_rounded_once(self):
+        far = cosine(2.0, offset=10**7)(KEY, (3,), jnp.float32)
+        np.testing.assert_array_equal(far, np.float32(2 * np.cos(10**7 + np.arange(3.0))))
+        assert cosine()(None, (3,), jnp.bfloat16).dtype == jnp.bfloat16
+
+    def test_each_layer_has_its_own(self):
+        ones, twos = nn.initializers.constant(1.0), nn.initializers.constant(2.0)
+        model = CNN(3, channels=(2,), hidden=(4,), kernel_init=(ones, twos, ones), bias_init=twos)
+        params = init(model)
+        assert np.unique(params["Conv_0"]["kernel"]) == 1
+        assert np.unique(params["MLP_0"]["Dense_0"]["kernel"]) == 2
+        assert np.unique(params["MLP_0"]["Dense_1"]["kernel"]) == 1
+        assert np.unique(params["Conv_0"]["bias"]) == 2
+        assert np.unique(params["MLP_0"]["Dense_1"]["bias"]) == 2
+        softmax = init(SoftmaxRegression(3, kernel_init=ones, bias_init=twos))["Dense_0"]
+        assert np.unique(softmax["kernel"]) == 1
+        assert np.unique(softmax["bias"]) == 2
+        assert list(init(SoftmaxRegression(3, use_bias=False))["Dense_0"]) == ["kernel"]
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: uniform(1.0, 1.0), r"low is 1.0 and high 1.0"),
+            (lambda: cosine(offset=-1), "offset is -1; it must be an integer"),
+            (lambda: init(MLP((4, 3), kernel_init=(cosine(),))), "1 initializers for 2 layers"),
+            (lambda: init(CNN(3, halves=(True,))), "halves has 1 entries for 2 convolutions"),
+        ],
+    )
+    def test_bad_input(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_dropout_follows_its_key_and_keeps_the_mean():

@@ -2,7 +2,8 @@
 
 All are called as `model.apply({"params": params}, inputs, train=..., rngs={"dropout": key})` and
 return logits. The key is needed with `train=True` and a dropout rate above zero; how batch
-normalization predicts is told in `hgrad_jax.models.batch_norm`.
+normalization predicts is told in `hgrad_jax.models.batch_norm`, how weights may start in
+`hgrad_jax.models.initializers`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +12,19 @@ from flax import linen as nn
 from jax import Array
 
 from hgrad_jax.models.batch_norm import BatchNorm
+from hgrad_jax.models.initializers import Initializer, lecun_normal, zeros
 
 Activation = Callable[[Array], Array]
 
 
 class SoftmaxRegression(nn.Module):
-    """Multinomial logistic regression, starting from zero.
+    """Multinomial logistic regression.
 
     Attributes:
       num_classes: number of classes C.
+      use_bias: whether something is added to each logit.
+      kernel_init: how the weights start: at zero, from which the convex problem loses nothing.
+      bias_init: how the biases start.
 
     >>> import jax, jax.numpy as jnp
     >>> model, x = SoftmaxRegression(num_classes=10), jnp.ones((2, 64))
@@ -29,24 +34,39 @@ class SoftmaxRegression(nn.Module):
     """
 
     num_classes: int
+    use_bias: bool = True
+    kernel_init: Initializer = zeros
+    bias_init: Initializer = zeros
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Returns logits [B, C] for inputs [B, *shape]; `train` makes no difference."""
         del train
         x = x.reshape((x.shape[0], -1))
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(x)
+        return nn.Dense(
+            self.num_classes,
+            use_bias=self.use_bias,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )(x)
 
 
 class MLP(nn.Module):
     """A fully connected network.
+
+    `MLP(features, activation=nn.sigmoid, use_bias=False)` is the net of logistic units without
+    biases.
 
     Attributes:
       features: width of every layer; the last one is the number of classes and stays linear.
       activation: applied after each hidden layer. A smooth one (tanh, gelu) has second derivatives
         everywhere; those of relu are zero where they exist.
       dropout_rate: probability of zeroing a hidden unit in training, 0 <= dropout_rate < 1.
-      batch_norm: whether hidden layers are normalized before the activation.
+      batch_norm: whether hidden layers are normalized before the activation; what is added after
+        that replaces their biases.
+      use_bias: whether layers have biases.
+      kernel_init: how weights start: one for all layers, or a sequence of one for each.
+      bias_init: how biases start.
 
     >>> import jax, jax.numpy as jnp
     >>> model, x = MLP(features=(50, 10), dropout_rate=0.1), jnp.ones((2, 8, 8))
@@ -60,22 +80,28 @@ class MLP(nn.Module):
     activation: Activation = nn.relu
     dropout_rate: float = 0.0
     batch_norm: bool = False
+    use_bias: bool = True
+    kernel_init: Initializer | Sequence[Initializer] = lecun_normal()
+    bias_init: Initializer = zeros
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Returns logits [B, features[-1]] for inputs [B, *shape], which are flattened."""
         x = x.reshape((x.shape[0], -1))
-        for width in self.features[:-1]:
-            x = nn.Dense(width, use_bias=not self.batch_norm)(x)
+        *hidden, last = _each(self.kernel_init, len(self.features))
+        has_bias = self.use_bias and not self.batch_norm
+        for width, init in zip(self.features[:-1], hidden, strict=True):
+            x = nn.Dense(width, has_bias, kernel_init=init, bias_init=self.bias_init)(x)
             if self.batch_norm:
                 x = BatchNorm()(x, train=train)
             x = self.activation(x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.features[-1])(x)
+        out = self.features[-1]
+        return nn.Dense(out, self.use_bias, kernel_init=last, bias_init=self.bias_init)(x)
 
 
 class CNN(nn.Module):
-    """A small convolutional network: 3x3 convolutions, each halving the image, then an `MLP`.
+    """A small convolutional network: 3x3 convolutions that halve the image, then an `MLP`.
 
     Attributes:
       num_classes: number of classes.
@@ -83,8 +109,15 @@ class CNN(nn.Module):
       hidden: widths of the hidden layers between the last convolution and the logits.
       activation: applied after each convolution and hidden layer.
       max_pool: whether an image is halved by 2x2 maxima; if not, by a stride of 2.
+      halves: for each convolution whether it halves the image; None for all of them.
+        `CNN(10, channels=(2, 4), halves=(False, True))` on 28x28 images has a first hidden layer of
+        784 inputs.
       dropout_rate: probability of zeroing a hidden unit in training, not in the convolutions.
       batch_norm: whether convolutions and hidden layers are normalized before the activation.
+      use_bias: whether layers have biases, as in `MLP`.
+      kernel_init: how weights start: one for all layers, or a sequence of one for each, the
+        convolutions first.
+      bias_init: how biases start.
 
     >>> import jax, jax.numpy as jnp
     >>> model, x = CNN(num_classes=10, channels=(4, 8)), jnp.ones((2, 28, 28, 1))
@@ -98,24 +131,56 @@ class CNN(nn.Module):
     hidden: Sequence[int] = (64,)
     activation: Activation = nn.relu
     max_pool: bool = True
+    halves: Sequence[bool] | None = None
     dropout_rate: float = 0.0
     batch_norm: bool = False
+    use_bias: bool = True
+    kernel_init: Initializer | Sequence[Initializer] = lecun_normal()
+    bias_init: Initializer = zeros
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Returns logits [B, num_classes] for images [B, H, W, C], H and W >= 2**len(channels)."""
-        strides = (1, 1) if self.max_pool else (2, 2)
-        for width in self.channels:
-            x = nn.Conv(width, (3, 3), strides=strides, use_bias=not self.batch_norm)(x)
+        """Returns logits [B, num_classes] for images [B, H, W, C], large enough to be halved."""
+        depth = len(self.channels)
+        halves = (True,) * depth if self.halves is None else self.halves
+        if len(halves) != depth:
+            raise ValueError(
+                f"halves has {len(halves)} entries for {depth} convolutions; give one for each."
+            )
+        inits = _each(self.kernel_init, depth + len(self.hidden) + 1)
+        for width, is_halved, init in zip(self.channels, halves, inits[:depth], strict=True):
+            x = nn.Conv(
+                width,
+                (3, 3),
+                strides=(2, 2) if is_halved and not self.max_pool else (1, 1),
+                use_bias=self.use_bias and not self.batch_norm,
+                kernel_init=init,
+                bias_init=self.bias_init,
+            )(x)
             if self.batch_norm:
                 x = BatchNorm()(x, train=train)
             x = self.activation(x)
-            if self.max_pool:
+            if is_halved and self.max_pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         head = MLP(
             features=(*self.hidden, self.num_classes),
             activation=self.activation,
             dropout_rate=self.dropout_rate,
             batch_norm=self.batch_norm,
+            use_bias=self.use_bias,
+            kernel_init=inits[depth:],
+            bias_init=self.bias_init,
         )
         return head(x, train=train)
+
+
+def _each(init: Initializer | Sequence[Initializer], num_layers: int) -> tuple[Initializer, ...]:
+    """Returns an initializer for every layer."""
+    if callable(init):
+        return (init,) * num_layers
+    if len(init) != num_layers:
+        raise ValueError(
+            f"kernel_init has {len(init)} initializers for {num_layers} layers; give one for each, "
+            "or a single one for all."
+        )
+    return tuple(init)
