@@ -7,6 +7,8 @@ from hgrad_jax.data.dataset import Splits as Splits
 from hgrad_jax.data.dataset import split as split
 from hgrad_jax.data.embedded import load_digits as load_digits
 from hgrad_jax.data.embedded import load_penguins as load_penguins
+from hgrad_jax.data.examples import validate_examples as validate_examples
+from hgrad_jax.data.examples import validate_finite as validate_finite
 from hgrad_jax.data.load import load as load
 from hgrad_jax.data.minibatches import BatchFn as BatchFn
 from hgrad_jax.data.minibatches import full_batch as full_batch

@@ -2,6 +2,8 @@
 
 from hgrad_jax.models.batch_norm import BatchNorm as BatchNorm
 from hgrad_jax.models.batch_norm import batch_statistics as batch_statistics
+from hgrad_jax.models.classification import classification_loss as classification_loss
+from hgrad_jax.models.classification import classification_metrics as classification_metrics
 from hgrad_jax.models.classifiers import CNN as CNN
 from hgrad_jax.models.classifiers import MLP as MLP
 from hgrad_jax.models.classifiers import SoftmaxRegression as SoftmaxRegression
