@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
 from hgrad_jax.types import Array, Params
 
@@ -55,17 +55,17 @@ def _evaluate(jaxpr: Any, consts: Any, primals: list, tangents: list) -> tuple[l
 
     for equation in jaxpr.eqns:
         x, x_dot = list(map(value, equation.invars)), list(map(slope, equation.invars))
-        y, y_dot = _step(equation, x, x_dot)
+        y, y_dot = _step(jaxpr, equation, x, x_dot)
         values |= dict(zip(equation.outvars, y, strict=True))
         slopes |= dict(zip(equation.outvars, y_dot, strict=True))
     return list(map(value, jaxpr.outvars)), list(map(slope, jaxpr.outvars))
 
 
-def _step(equation: Any, x: list, x_dot: list) -> tuple[list, list]:
+def _step(jaxpr: Any, equation: Any, x: list, x_dot: list) -> tuple[list, list]:
     """Returns the outputs of one equation and their tangents."""
     primitive, settings = equation.primitive, equation.params
     if all(t is None for t in x_dot):
-        y = _bind(equation, x)
+        y = _alone(jaxpr, equation)(*x)
         return y, [None] * len(y)
     if primitive.name in ("jit", "pjit"):
         return _evaluate(settings["jaxpr"].jaxpr, settings["jaxpr"].consts, x, x_dot)
@@ -80,17 +80,19 @@ def _step(equation: Any, x: list, x_dot: list) -> tuple[list, list]:
         full = list(x)
         for i, g in zip(moving, given, strict=True):
             full[i] = g
-        return _bind(equation, full)
+        return _alone(jaxpr, equation)(*full)
 
     y, y_dot = jax.jvp(of_moving, [x[i] for i in moving], [x_dot[i] for i in moving])
     has_tangent = [jnp.issubdtype(jnp.result_type(out), jnp.inexact) for out in y]
     return y, [t if has else None for t, has in zip(y_dot, has_tangent, strict=True)]
 
 
-def _bind(equation: Any, x: list) -> list:
-    functions, settings = equation.primitive.get_bind_params(equation.params)
-    y = equation.primitive.bind(*functions, *x, **settings)
-    return list(y) if equation.primitive.multiple_results else [y]
+def _alone(jaxpr: Any, equation: Any) -> Callable[..., list]:
+    """Returns one equation as a function of its operands."""
+    operands = [Var(atom.aval) for atom in equation.invars]
+    alone = equation.replace(invars=operands)
+    part = jaxpr.replace(constvars=[], invars=operands, outvars=equation.outvars, eqns=[alone])
+    return jaxpr_as_fun(ClosedJaxpr(part, []))
 
 
 def _free_axes(primitive: Any, settings: Any, x: list) -> tuple[int, int] | None:

@@ -1,5 +1,8 @@
 """Flax classifiers and their losses."""
 
+from hgrad_jax.models.activity_gradient import (
+    activity_forward_gradient as activity_forward_gradient,
+)
 from hgrad_jax.models.batch_norm import BatchNorm as BatchNorm
 from hgrad_jax.models.batch_norm import batch_statistics as batch_statistics
 from hgrad_jax.models.classification import classification_loss as classification_loss
@@ -14,5 +17,6 @@ from hgrad_jax.models.initializers import he_normal as he_normal
 from hgrad_jax.models.initializers import he_uniform as he_uniform
 from hgrad_jax.models.initializers import scaled_normal as scaled_normal
 from hgrad_jax.models.initializers import uniform as uniform
+from hgrad_jax.models.example_losses import example_losses as example_losses
 from hgrad_jax.models.losses import cross_entropy as cross_entropy
 from hgrad_jax.models.losses import error_rate as error_rate
