@@ -29,6 +29,17 @@ BatchFn = Callable[[Data, Array, Any], Batch]
 """`batch_fn(data, t, key) -> batch`: pure, by the int32 step, called again on the way back."""
 
 
+Update = Callable[..., tuple[Params, Any]]
+"""`update(params, gradient, slots, hparams, count=0) -> (params, slots)`."""
+
+
+def _no_update(*args: Any) -> tuple[Params, Any]:
+    raise TypeError(
+        "this transition has no update for a gradient that is given: its step is all it was made "
+        "with; pass update= to Transition."
+    )
+
+
 class Transition(NamedTuple):
     """One elementary update of training, as pure functions.
 
@@ -40,6 +51,21 @@ class Transition(NamedTuple):
         None where the rule has no such form.
       why_not: where `exact` is None, the reason in a few words, for the error that `Reversible()`
         raises.
+      update: `update(params, gradient, slots, hparams, count=0) -> (params, slots)`, the step for a
+        gradient that is given: no loss, no batch, no state. `slots` are the rule's by name, as in
+        its state, or None for those it starts with; `count` is the number of steps taken before,
+        which Adam's corrections depend on. A transition that is not of this library has none unless
+        it is given one, and says so when it is called.
+
+    Example:
+      A single update by hand:
+
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(params**2))
+      >>> hparams = {"learning_rate": 0.5, "momentum": 0.75}
+      >>> slots = {"velocity": jnp.array([4.0])}
+      >>> rule.update(jnp.array([1.0]), jnp.array([2.0]), slots, hparams)
+      (Array([-1.5], dtype=float32), {'velocity': Array([5.], dtype=float32)})
     """
 
     init: Callable[[Params, Hparams], State]
@@ -47,6 +73,7 @@ class Transition(NamedTuple):
     params: Callable[[State], Params]
     exact: Any = None
     why_not: str = "it was not built by kick_drift"
+    update: Update = _no_update
 
 
 class RunInfo(NamedTuple):

@@ -20,6 +20,7 @@ ALL_RULES = RULES | {
     "adamw": lambda loss: hg.adamw(
         loss, b1=hg.field("momentum"), b2=0.9, eps=1e-3, weight_decay=hg.field("learning_rate")
     ),
+    "classical_momentum": hg.classical_momentum,
     "average": lambda loss: hg.average(hg.momentum(loss), decay=0.8),
     "polyak_average": lambda loss: hg.polyak_average(hg.momentum(loss)),
     "sgd": hg.sgd,

@@ -197,7 +197,7 @@ def test_a_loss_with_custom_vjp_gives_the_same():
     # The usual way to write it: the forward rule calls the function itself.
     cosh.defvjp(lambda x: (cosh(x), x), lambda x, bar: (bar * jnp.sinh(x),))
 
-    def end(function, hparams, gradient=None):
+    def end(function, hparams, gradient=hg.backpropagation):
         rule = hg.momentum(
             lambda params, hparams, batch, key: jnp.sum(hparams["scale"] * function(params)),
             gradient=gradient,
@@ -216,7 +216,7 @@ def test_a_loss_with_custom_vjp_gives_the_same():
     def estimator(params, hparams, batch, key):
         return hparams["scale"] * jnp.sinh(params)
 
-    assert_close(jax.grad(lambda h: end(jnp.cosh, h, estimator))(hparams), want, 1e-5)
+    assert_close(jax.grad(lambda h: end(jnp.cosh, h, lambda loss: estimator))(hparams), want, 1e-5)
 
 
 def test_an_estimator_with_an_asymmetric_jacobian():
@@ -228,7 +228,7 @@ def test_an_estimator_with_an_asymmetric_jacobian():
             lambda params, hparams, batch, key: jnp.sum(params),
             learning_rate=0.1,
             momentum=0.8,
-            gradient=lambda params, hparams, batch, key: jnp.tanh(hparams @ params),
+            gradient=lambda loss: lambda params, hparams, batch, key: jnp.tanh(hparams @ params),
         )
         start = jnp.array([0.5, -1.0])
         return jnp.sum(hg.unroll(rule, start, matrix, None, num_steps=15, adjoint=adjoint).params)

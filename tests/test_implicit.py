@@ -533,7 +533,7 @@ def test_settings_out_of_range(make, error, match):
     [
         ({"rule": hg.sgd(ridge, learning_rate=0.1)}, "without a condition, .*Stationary"),
         (
-            {"rule": hg.momentum(ridge, learning_rate=0.1, momentum=0.5, gradient=jax.grad(ridge))},
+            {"rule": hg.momentum(ridge, learning_rate=0.1, momentum=0.5, gradient=jax.grad)},
             "does not say which loss",
         ),
         ({"adjoint": Implicit(batches=7), "num_steps": 6}, "batches is 7, but num_steps is 6"),

@@ -15,6 +15,7 @@ KINDS = {
     "adam": "per step",
     "rmsprop_momentum": "per tensor",
     "adamw": "per step",
+    "classical_momentum": "per step",
     "average": "per tensor",
     "polyak_average": "one",
     "sgd": "per number and step",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.elementary.kick_drift import scalar
+from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.types import Batch, Hparams, Loss, Params
 
 VectorField = Callable[[Params, Hparams, Batch, Any], Params]

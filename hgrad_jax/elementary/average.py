@@ -56,7 +56,8 @@ def average(
 
     Returns:
       A Transition with the same state and one slot more, "average", where the rule is reversible,
-      and else with an AverageState.
+      and else with an AverageState. The slots
+      of its `update` are then the pair of the rule's own and the average.
 
     Raises:
       ValueError: the rule has an average already.
@@ -140,22 +141,32 @@ def _averaged_forward(transition: Transition, decay_at: DecayAt) -> Transition:
             raise ValueError(TWICE)
         return AverageState(inner, transition.params(inner), jnp.int32(0))
 
+    def follow(params: Params, average: Params, hparams: Hparams, count: Array) -> Params:
+        return elementwise(
+            lambda x, y, decay: decay * y + _share(x, decay),
+            params,
+            average,
+            decay=decay_at(hparams, count),
+        )
+
     def step(
         state: AverageState, hparams: Hparams, batch: Batch, key: Array | None
     ) -> AverageState:
         inner = transition.step(state.inner, hparams, batch, key)
-        follow = elementwise(
-            lambda x, y, decay: decay * y + _share(x, decay),
-            transition.params(inner),
-            state.average,
-            decay=decay_at(hparams, state.count),
-        )
-        return AverageState(inner, follow, state.count + 1)
+        new = follow(transition.params(inner), state.average, hparams, state.count)
+        return AverageState(inner, new, state.count + 1)
+
+    def update(
+        params: Params, gradient: Params, slots: Any, hparams: Hparams, count: int = 0
+    ) -> tuple[Params, Any]:
+        inner, average = (None, params) if slots is None else slots
+        params, inner = transition.update(params, gradient, inner, hparams, count)
+        return params, (inner, follow(params, average, hparams, jnp.int32(count)))
 
     def params(state: AverageState) -> Params:
         return state.average
 
-    return Transition(init, step, params, why_not=transition.why_not)
+    return Transition(init, step, params, why_not=transition.why_not, update=update)
 
 
 def _share(x: Array, decay: Array) -> Array:

@@ -9,45 +9,43 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.elementary.kick_drift import GradientFn, KickDriftState, gradient_of
-from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
+from hgrad_jax.elementary.gradients import GradientProvider, gradient_from
+from hgrad_jax.elementary.kick_drift import KickDriftState, from_update
+from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
 
 Slots = dict[str, Params]
-Update = Callable[[Params, Slots, Hparams], tuple[Slots, Params]]
+Increment = Callable[[Params, Slots, Hparams], tuple[Slots, Params]]
 
 
 def forward_only(
     loss: Loss,
     *,
-    update: Update,
+    increment: Increment,
     slots: tuple[str, ...] = (),
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider,
     why_not: str,
 ) -> Transition:
     """Builds a transition from what a step adds to the parameters.
 
     Args:
       loss: `loss(params, hparams, batch, key) -> scalar`.
-      update: `update(gradient, slots, hparams) -> new slots, increment of the parameters`.
+      increment: `increment(gradient, slots, hparams) -> new slots, increment of the parameters`.
       slots: names of the slots, trees like params that start at zero.
-      gradient: replaces `jax.grad(loss)`.
+      gradient: where the gradient comes from.
       why_not: see `Transition`.
 
     Returns:
       A Transition whose state is a KickDriftState.
     """
-    gradient = gradient or gradient_of(loss)
 
     def init(params: Params, hparams: Hparams) -> KickDriftState:
         zeros = {name: jax.tree.map(jnp.zeros_like, params) for name in slots}
         return KickDriftState(params, zeros, jnp.int32(0))
 
-    def step(
-        state: KickDriftState, hparams: Hparams, batch: Batch, key: Array | None
-    ) -> KickDriftState:
-        grads = gradient(state.params, hparams, batch, key)
-        new_slots, increment = update(grads, state.slots, hparams)
-        params = jax.tree.map(jnp.add, state.params, increment)
-        return KickDriftState(params, new_slots, state.count + 1)
+    def update(
+        params: Params, gradient: Params, slots: Slots, hparams: Hparams, count: Array
+    ) -> tuple[Params, Slots]:
+        new_slots, added = increment(gradient, slots, hparams)
+        return jax.tree.map(jnp.add, params, added), new_slots
 
-    return Transition(init, step, lambda state: state.params, why_not=why_not)
+    return from_update(init, update, gradient_from(gradient, loss))._replace(why_not=why_not)

@@ -23,11 +23,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.elementary.gradients import (
+    GradientFn,
+    GradientProvider,
+    backpropagation,
+    gradient_from,
+)
 from hgrad_jax.exact.fixed_point import DEFAULT_FRACTION_BITS
 from hgrad_jax.trees import spread
-from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
-
-GradientFn = Callable[[Params, Hparams, Any, Array | None], Params]
+from hgrad_jax.types import Array, Hparams, Loss, Params, Transition, Update
 
 PARAMS = "params"
 """The name under which the positions stand among the variables of a rule."""
@@ -114,7 +118,7 @@ def kick_drift(
     couple: Callable[[Params, dict[str, Params], Hparams, Array], dict[str, Params]] | None = None,
     coupled: tuple[str, ...] = (),
     init: Callable[[Params, Hparams], dict[str, Params]] | None = None,
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider = backpropagation,
     params: Slot = Slot(),
     is_elementwise: bool = False,
 ) -> Transition:
@@ -133,7 +137,7 @@ def kick_drift(
         `coupled`, whose kick needs the other slots just kicked (RMSProp's momentum).
       coupled: names of those slots.
       init: `init(params, hparams) -> {slot: start}`; zeros by default.
-      gradient: replaces `jax.grad(loss)`.
+      gradient: where the gradient comes from: `gradient(loss)(params, hparams, batch, key)`.
       params: how the positions are kept.
       is_elementwise: a promise that kick, couple and drift treat each number by itself (no norms
         over a tensor); where all factors are scalars too, `Reversible()` then hands them one long
@@ -167,8 +171,8 @@ def kick_drift(
             f"slots has {PARAMS!r}, the name of the positions; call the slot otherwise."
         )
     exact = KickDrift(
-        gradient=gradient or gradient_of(loss),
-        loss=loss if gradient is None else None,
+        gradient=gradient_from(gradient, loss),
+        loss=loss if gradient is backpropagation else None,
         kick=kick,
         couple=couple or (lambda gradient, slots, hparams, count: {}),
         drift=drift,
@@ -194,32 +198,52 @@ def kick_drift(
 def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftState]) -> Transition:
     """Returns the transition of a kick-and-drift rule: its step in ordinary floating point."""
 
-    def step(state, hparams, batch, key):
-        decays = exact.decays(hparams, state.count)
+    def update(params, gradient, slots, hparams, count):
+        decays = exact.decays(hparams, count)
         for name in decays:
             if name not in exact.slots:
                 raise ValueError(
                     f"decays names {name!r}, which is no variable of the rule: {list(exact.slots)}."
                 )
-        gradient = exact.gradient(state.params, hparams, batch, key)
 
         def advance(name, variable, increment):
             if name not in decays:
                 return jax.tree.map(jnp.add, variable, increment)
             return scale_and_add(decays[name], variable, increment, name)
 
-        kicks = named("kick", exact.kick(gradient, hparams, state.count), exact.kicked)
-        slots = {name: advance(name, state.slots[name], kicks[name]) for name in exact.kicked}
-        couples = named(
-            "couple", exact.couple(gradient, slots, hparams, state.count), exact.coupled
-        )
-        slots |= {name: advance(name, state.slots[name], couples[name]) for name in exact.coupled}
-        params = advance(PARAMS, state.params, exact.drift(slots, hparams, state.count))
-        trails = exact.trail(params, hparams, state.count)
-        slots |= {name: advance(name, state.slots[name], trails[name]) for name in exact.trailing}
+        kicks = named("kick", exact.kick(gradient, hparams, count), exact.kicked)
+        new = {name: advance(name, slots[name], kicks[name]) for name in exact.kicked}
+        couples = named("couple", exact.couple(gradient, new, hparams, count), exact.coupled)
+        new |= {name: advance(name, slots[name], couples[name]) for name in exact.coupled}
+        params = advance(PARAMS, params, exact.drift(new, hparams, count))
+        trails = exact.trail(params, hparams, count)
+        new |= {name: advance(name, slots[name], trails[name]) for name in exact.trailing}
+        return params, new
+
+    return from_update(init, update, exact.gradient)._replace(exact=exact)
+
+
+def from_update(
+    init: Callable[[Params, Hparams], KickDriftState], update: Update, gradient: GradientFn
+) -> Transition:
+    """Returns the transition whose step updates parameters and slots by the gradient there.
+
+    Args:
+      init: `init(params, hparams) -> KickDriftState`.
+      update: see `Transition`, its slots never None and its count always given.
+      gradient: `gradient(params, hparams, batch, key)`.
+    """
+
+    def from_start(params, gradient, slots, hparams, count=0):
+        slots = init(params, hparams).slots if slots is None else slots
+        return update(params, gradient, slots, hparams, jnp.int32(count))
+
+    def step(state, hparams, batch, key):
+        at = gradient(state.params, hparams, batch, key)
+        params, slots = update(state.params, at, state.slots, hparams, state.count)
         return KickDriftState(params, slots, state.count + 1)
 
-    return Transition(init, step, lambda state: state.params, exact)
+    return Transition(init, step, lambda state: state.params, update=from_start)
 
 
 def undo(
@@ -276,28 +300,3 @@ def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Pa
     """Returns factor * tree + increment in the dtypes of `tree`, the factor being a tree prefix."""
     full = spread(factor, tree, f"the decay of {name!r}")
     return jax.tree.map(lambda a, x, y: (a * x + y).astype(x.dtype), full, tree, increment)
-
-
-def gradient_of(loss: Loss) -> GradientFn:
-    """Returns `jax.grad(loss)` in the parameters, which checks that the loss is a float scalar."""
-
-    def gradient(params, hparams, batch, key):
-        return jax.grad(scalar(loss))(params, hparams, batch, key)
-
-    return gradient
-
-
-def scalar(loss: Loss) -> Loss:
-    """Returns the loss, raising when it is traced if it is not a floating-point scalar."""
-
-    def checked(params, hparams, batch, key):
-        value = loss(params, hparams, batch, key)
-        shape, dtype = jnp.shape(value), jnp.result_type(value)
-        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"loss returned {dtype} of shape {shape}; it must return one floating-point "
-                "number: average over the batch inside the loss."
-            )
-        return value
-
-    return checked

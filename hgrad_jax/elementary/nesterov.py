@@ -2,7 +2,7 @@
 
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.forward_only import Slots, forward_only
-from hgrad_jax.elementary.kick_drift import GradientFn
+from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
 
@@ -12,7 +12,7 @@ def nesterov(
     *,
     learning_rate: Source = field("learning_rate"),
     momentum: Source = field("momentum"),
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider = backpropagation,
 ) -> Transition:
     """Nesterov's momentum: v' = m v - lr grad, x' = x - m v + (1 + m) v' = x + m v' - lr grad.
 
@@ -25,7 +25,8 @@ def nesterov(
       learning_rate: lr, a number or a function of hparams; its value is a tree prefix of params: a
         scalar, one per tensor, or one per number.
       momentum: m, likewise.
-      gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
+      gradient: where the gradient comes from, `gradient(loss)(params, hparams, batch, key)`:
+        `backpropagation`, or `forward_gradient(...)`, or `modified(...)`.
 
     Returns:
       A Transition with the slot "velocity".
@@ -39,7 +40,7 @@ def nesterov(
       Array([0.25], dtype=float32)
     """
 
-    def update(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
+    def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         settings = {
             "learning_rate": read(learning_rate, hparams),
             "momentum": read(momentum, hparams),
@@ -53,7 +54,7 @@ def nesterov(
 
     return forward_only(
         loss,
-        update=update,
+        increment=increment,
         slots=("velocity",),
         gradient=gradient,
         why_not=(

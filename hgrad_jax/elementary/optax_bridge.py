@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from hgrad_jax.elementary.kick_drift import GradientFn, gradient_of
+from hgrad_jax.elementary.gradients import GradientProvider, backpropagation, gradient_from
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
 
 
@@ -28,7 +28,7 @@ def from_optax(
     make_tx: Callable[[Hparams], optax.GradientTransformation],
     loss: Loss,
     *,
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider = backpropagation,
 ) -> Transition:
     """Returns the rule of an optax transformation, differentiable in its hyperparameters.
 
@@ -42,7 +42,8 @@ def from_optax(
       make_tx: `make_tx(hparams) -> optax.GradientTransformation`, pure. The shape of its state must
         not depend on the values of hparams.
       loss: `loss(params, hparams, batch, key) -> scalar`.
-      gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
+      gradient: where the gradient comes from, `gradient(loss)(params, hparams, batch, key)`:
+        `backpropagation`, or `forward_gradient(...)`, or `modified(...)`.
 
     Returns:
       A Transition whose state is an OptaxState.
@@ -62,7 +63,12 @@ def from_optax(
       >>> bars["clip"], bars["rate"]
       (Array(-0.375, dtype=float32), Array([-2.25, -2.5 ], dtype=float32))
     """
-    gradient = gradient or gradient_of(loss)
+    if not callable(make_tx):
+        raise TypeError(
+            "make_tx must be a function of hparams that returns an optax transformation, such as "
+            f"lambda hparams: optax.sgd(hparams['learning_rate']): got {type(make_tx).__name__}."
+        )
+    gradient_at = gradient_from(gradient, loss)
 
     def made(hparams: Hparams) -> optax.GradientTransformation:
         tx = make_tx(hparams)
@@ -76,14 +82,24 @@ def from_optax(
     def init(params: Params, hparams: Hparams) -> OptaxState:
         return OptaxState(params, made(hparams).init(params), jnp.int32(0))
 
+    def update(
+        params: Params, gradient: Params, slots: Any, hparams: Hparams, count: int = 0
+    ) -> tuple[Params, Any]:
+        del count  # optax keeps its own in the slots
+        tx = made(hparams)
+        slots = tx.init(params) if slots is None else slots
+        updates, slots = tx.update(gradient, slots, params)
+        return optax.apply_updates(params, updates), slots
+
     def step(state: OptaxState, hparams: Hparams, batch: Batch, key: Array | None) -> OptaxState:
-        grads = gradient(state.params, hparams, batch, key)
-        updates, opt_state = made(hparams).update(grads, state.opt_state, state.params)
-        return OptaxState(optax.apply_updates(state.params, updates), opt_state, state.count + 1)
+        at = gradient_at(state.params, hparams, batch, key)
+        params, opt_state = update(state.params, at, state.opt_state, hparams)
+        return OptaxState(params, opt_state, state.count + 1)
 
     return Transition(
         init,
         step,
         lambda state: state.params,
         why_not="an optax transformation does not say how its update is undone",
+        update=update,
     )

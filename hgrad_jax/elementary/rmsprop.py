@@ -9,7 +9,8 @@ from typing import Any
 from hgrad_jax.elementary.adam import SECOND_MOMENT
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.forward_only import Slots, forward_only
-from hgrad_jax.elementary.kick_drift import GradientFn, Slot, kick_drift
+from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
+from hgrad_jax.elementary.kick_drift import Slot, kick_drift
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
 
@@ -20,7 +21,7 @@ def rmsprop(
     learning_rate: Source = field("learning_rate"),
     decay: Source = 0.99,
     eps: Source = 1e-8,
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider = backpropagation,
 ) -> Transition:
     """RMSProp: a' = d a + (1 - d) grad**2, x' = x - lr grad / (sqrt(a') + eps).
 
@@ -35,7 +36,8 @@ def rmsprop(
         scalar, one per tensor, or one per number.
       decay: d, likewise, in [0, 1].
       eps: likewise, positive.
-      gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
+      gradient: where the gradient comes from, `gradient(loss)(params, hparams, batch, key)`:
+        `backpropagation`, or `forward_gradient(...)`, or `modified(...)`.
 
     Returns:
       A Transition with the slot "second_moment".
@@ -47,23 +49,23 @@ def rmsprop(
       Array([ 0.5, -3.5], dtype=float32)
     """
 
-    def update(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
+    def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         squares = elementwise(
             lambda g, a, decay: decay * a + (1 - decay) * g**2,
             gradient,
             slots["second_moment"],
             decay=read(decay, hparams),
         )
-        increment = elementwise(
+        added = elementwise(
             lambda g, learning_rate: -learning_rate * g,
             _divided(gradient, squares, read(eps, hparams)),
             learning_rate=read(learning_rate, hparams),
         )
-        return {"second_moment": squares}, increment
+        return {"second_moment": squares}, added
 
     return forward_only(
         loss,
-        update=update,
+        increment=increment,
         slots=("second_moment",),
         gradient=gradient,
         why_not=(
@@ -80,7 +82,7 @@ def rmsprop_momentum(
     momentum: Source = field("momentum"),
     decay: Source = 0.99,
     eps: Source = 1e-8,
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider = backpropagation,
     second_moment: Slot = SECOND_MOMENT,
     velocity: Slot = Slot(),
 ) -> Transition:

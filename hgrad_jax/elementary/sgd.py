@@ -2,7 +2,7 @@
 
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.forward_only import Slots, forward_only
-from hgrad_jax.elementary.kick_drift import GradientFn
+from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.types import Hparams, Loss, Params, Transition
 
@@ -11,7 +11,7 @@ def sgd(
     loss: Loss,
     *,
     learning_rate: Source = field("learning_rate"),
-    gradient: GradientFn | None = None,
+    gradient: GradientProvider = backpropagation,
 ) -> Transition:
     """Gradient descent: x' = x - lr grad. Not reversible: `heavy_ball` with a small momentum is.
 
@@ -21,7 +21,8 @@ def sgd(
       loss: `loss(params, hparams, batch, key) -> scalar`.
       learning_rate: lr, a number or a function of hparams; its value is a tree prefix of params: a
         scalar, one per tensor, or one per number.
-      gradient: `gradient(params, hparams, batch, key)` in place of `jax.grad(loss)`.
+      gradient: where the gradient comes from, `gradient(loss)(params, hparams, batch, key)`:
+        `backpropagation`, or `forward_gradient(...)`, or `modified(...)`.
 
     Returns:
       A Transition without slots.
@@ -33,7 +34,7 @@ def sgd(
       Array([0.25], dtype=float32)
     """
 
-    def update(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
+    def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         rate = read(learning_rate, hparams)
         return slots, elementwise(
             lambda g, learning_rate: -learning_rate * g, gradient, learning_rate=rate
@@ -41,7 +42,7 @@ def sgd(
 
     return forward_only(
         loss,
-        update=update,
+        increment=increment,
         gradient=gradient,
         why_not=(
             "plain gradient descent keeps no velocity, so that undoing a step takes the gradient "

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.elementary.kick_drift import KickDrift, scalar
+from hgrad_jax.elementary.gradients import scalar
+from hgrad_jax.elementary.kick_drift import KickDrift
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
 from hgrad_jax.trees import Layout, ravel, ravel_in_place, unravel

@@ -1,0 +1,91 @@
+"""Where an update rule's gradient comes from: backpropagation, or whatever else its user provides.
+
+A provider makes a gradient function of a loss, `provider(loss)(params, hparams, batch, key)`. Every
+rule takes one as `gradient=`; a gradient written by hand is `gradient=lambda loss: by_hand`.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
+
+GradientFn = Callable[[Params, Hparams, Batch, Array | None], Params]
+"""`gradient(params, hparams, batch, key) -> tree like params`, pure and deterministic."""
+
+GradientProvider = Callable[[Loss], GradientFn]
+"""`provider(loss) -> gradient function`."""
+
+
+def backpropagation(loss: Loss) -> GradientFn:
+    """Returns `jax.grad(loss)` in the parameters, which checks that the loss is a float scalar.
+
+    Args:
+      loss: `loss(params, hparams, batch, key) -> scalar`.
+
+    Returns:
+      `gradient(params, hparams, batch, key)`, a tree like params. It raises ValueError when it is
+      traced if the loss is no floating-point scalar.
+
+    >>> backpropagation(lambda params, hparams, batch, key: params**2)(3.0, {}, None, None)
+    Array(6., dtype=float32, weak_type=True)
+    """
+
+    def gradient(params, hparams, batch, key):
+        return jax.grad(scalar(loss))(params, hparams, batch, key)
+
+    return gradient
+
+
+def gradient_from(provider: GradientProvider, loss: Loss) -> GradientFn:
+    """Returns `provider(loss)`, after checking that each is what it should be.
+
+    Raises:
+      TypeError: the loss is no function, or the provider is none or does not return one.
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"loss must be a function loss(params, hparams, batch, key) -> scalar: got {loss!r}."
+        )
+    if not callable(provider):
+        raise TypeError(
+            "gradient must be a function of the loss that returns gradient(params, hparams, batch, "
+            f"key), such as hg.backpropagation: got {provider!r}."
+        )
+    try:
+        inspect.signature(provider).bind(loss)
+    except TypeError:
+        raise TypeError(
+            f"gradient is called with the loss alone, but takes {inspect.signature(provider)}: "
+            "for a gradient function of your own, pass gradient=lambda loss: it."
+        ) from None
+    gradient = provider(loss)
+    if not callable(gradient):
+        raise TypeError(
+            "gradient(loss) must be a function (params, hparams, batch, key) -> gradient: got "
+            f"{gradient!r}."
+        )
+    return gradient
+
+
+def scalar(loss: Loss) -> Loss:
+    """Returns the loss, raising when it is traced if it is not a floating-point scalar."""
+
+    def checked(params, hparams, batch, key):
+        value = loss(params, hparams, batch, key)
+        if len(jax.tree.leaves(value)) != 1 or isinstance(value, tuple | list | dict):
+            raise ValueError(
+                f"loss returned a {type(value).__name__}; it must return one floating-point number "
+                "and nothing beside it: what else it computes, `record` can compute after the step."
+            )
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"loss returned {dtype} of shape {shape}; it must return one floating-point "
+                "number: average over the batch inside the loss."
+            )
+        return value
+
+    return checked
