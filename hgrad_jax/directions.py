@@ -93,7 +93,7 @@ class Standardized(Directions):
 
     With u_i = (z_i - mean z) / std z over the n numbers of a tensor, the variance taken with n - 1,
     E[u u^T] = I - 1 1^T / n: such a direction is blind to the mean of a tensor's gradient. The
-    shift v = u + s / sqrt(n) by a random sign s gives that back: E[v v^T] = I and |v|^2 = n, always.
+    shift v = u + s / sqrt(n) by a random sign s gives that back: E[v v^T] = I, and |v|^2 = n.
 
     Attributes:
       is_shifted: whether the sign is added. Without it these are directions of mean 0 and variance
@@ -112,9 +112,7 @@ class Standardized(Directions):
         """
         leaves, treedef = jax.tree.flatten(like)
         keys = jax.random.split(key, len(leaves))
-        drawn = [
-            self._of_tensor(key, leaf, count) for key, leaf in zip(keys, leaves, strict=True)
-        ]
+        drawn = [self._of_tensor(key, leaf, count) for key, leaf in zip(keys, leaves, strict=True)]
         return jax.tree.unflatten(treedef, drawn)
 
     def _of_tensor(self, key: Array, leaf: Array, count: int) -> Array:
@@ -142,7 +140,7 @@ class Orthogonal(Directions):
 
     Their estimate is d / k times the projection of the gradient on a random subspace: with k = d it
     is the gradient itself. Worth its price, O(d k^2) for a QR decomposition, where k is not small
-    against d: the error is by k - 1 squares |g|^2 / k less than that of independent signs.
+    against d: the error is by (1 - 1 / k) |g|^2 less than that of signs.
     """
 
     def draw(self, key: Array, like: Params, count: int) -> Params:

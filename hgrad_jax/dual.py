@@ -101,10 +101,10 @@ def _free_axes(primitive: Any, settings: Any, x: list) -> tuple[int, int] | None
         (_, summed), (_, batch) = settings["dimension_numbers"]
         free = [axis for axis in range(x[1].ndim) if axis not in (*summed, *batch)]
         return (free[-1], -1) if free else None
-    if primitive is lax.conv_general_dilated_p:
-        if settings["feature_group_count"] == settings["batch_group_count"] == 1:
-            dimensions = settings["dimension_numbers"]
-            return dimensions.rhs_spec[0], dimensions.out_spec[1]
+    is_convolution = primitive is lax.conv_general_dilated_p
+    if is_convolution and settings["feature_group_count"] == settings["batch_group_count"] == 1:
+        dimensions = settings["dimension_numbers"]
+        return dimensions.rhs_spec[0], dimensions.out_spec[1]
     return None
 
 

@@ -8,7 +8,7 @@ and what is wrong for one example averages out over the batch.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,13 +17,16 @@ from flax import linen as nn
 from jax.extend.core import Var
 
 from hgrad_jax.directions import Directions, Rademacher
-from hgrad_jax.elementary.kick_drift import GradientFn
+from hgrad_jax.elementary.gradients import GradientProvider
 from hgrad_jax.forward_gradient import check_count, direction_key
 from hgrad_jax.models.batch_norm import BatchNorm
-from hgrad_jax.types import Array, Loss
+from hgrad_jax.types import Array
 
 Layer = Callable[[int, Callable[[Array], Array], Array], Array]
 """`layer(l, apply, x) -> z`: what stands in for the l-th perturbed layer."""
+
+Losses = Callable[[Layer, Any], Array]
+"""`losses(layer, params) -> [B]`, with `layer` in place of every perturbed one."""
 
 
 def activity_forward_gradient(
@@ -33,7 +36,7 @@ def activity_forward_gradient(
     layers: tuple[type[nn.Module], ...] = (nn.Dense, nn.Conv),
     directions: Directions = Rademacher(),
     num_directions: int = 1,
-) -> Callable[[Loss], GradientFn]:
+) -> GradientProvider:
     """Returns a gradient provider that estimates from the derivatives of each example's loss.
 
         c_b = 1/k sum_i (dl_b along e_bi) e_bi        estimate = 1/B sum_b (dz_b / dparams)^T c_b
@@ -87,64 +90,21 @@ def activity_forward_gradient(
         del loss
 
         def gradient(params, hparams, batch, key):
-            drawing_key = direction_key(key, "activity_forward_gradient")
+            unit_key, other_key = jax.random.split(direction_key(key, "activity_forward_gradient"))
             losses = functools.partial(_through, layers, example_losses, hparams, batch, key)
             units, num_examples = _units(losses, params)
-            is_own, is_other = _which(losses, params, units)
-
-            unit_key, other_key = jax.random.split(drawing_key)
-            leaves, treedef = jax.tree.flatten(params)
-            others = [x for x, is_it in zip(leaves, is_other, strict=True) if is_it]
+            is_other = _is_other(losses, params, units)
+            others = _chosen(params, is_other)
             drawn = (
                 directions.draw(unit_key, units, num_directions),
                 directions.draw(other_key, others, num_directions) if others else [],
             )
-
-            def perturbed(moved, others):
-                inputs = []
-
-                def layer(index, apply, x):
-                    inputs.append(x)
-                    return apply(x) + moved[index]
-
-                rest = iter(others)
-                full = [
-                    next(rest) if is_it else x for x, is_it in zip(leaves, is_other, strict=True)
-                ]
-                return losses(layer, jax.tree.unflatten(treedef, full)), inputs
-
-            still = ([jnp.zeros(z.shape, z.dtype) for z in units], others)
-
-            def slopes_along(v):
-                _, slopes, inputs = jax.jvp(perturbed, still, v, has_aux=True)
-                return slopes, inputs
-
-            # The inputs do not depend on the direction: they are computed once.
-            slopes, inputs = jax.vmap(slopes_along, out_axes=(0, None))(drawn)
-            scale = num_directions * num_examples
-            z_bars = [
-                jnp.einsum("kb,kb...->b...", (slopes / scale).astype(e.dtype), e) for e in drawn[0]
-            ]
-            other_bars = iter(
-                jnp.tensordot((jnp.sum(slopes, 1) / scale).astype(v.dtype), v, 1) for v in drawn[1]
-            )
-
-            def paired(params):
-                total = []
-
-                def layer(index, apply, x):
-                    z = apply(inputs[index])
-                    total.append(jnp.sum(z * z_bars[index]))
-                    return z
-
-                losses(layer, params)
-                return sum(total)
-
-            own = jax.tree.leaves(jax.grad(paired)(params))
-            estimate = [
-                next(other_bars) if is_it else x for x, is_it in zip(own, is_other, strict=True)
-            ]
-            estimate = jax.tree.unflatten(treedef, estimate)
+            slopes, inputs = _slopes(losses, params, is_other, units, drawn)
+            slopes /= num_directions * num_examples
+            z_bars = [jnp.einsum("kb,kb...->b...", slopes.astype(e.dtype), e) for e in drawn[0]]
+            other_bars = [jnp.tensordot(jnp.sum(slopes, 1).astype(v.dtype), v, 1) for v in drawn[1]]
+            estimate = _pulled_back(losses, params, inputs, z_bars)
+            estimate = _replaced(estimate, is_other, other_bars)
             if penalty is None:
                 return estimate
             return jax.tree.map(jnp.add, estimate, jax.grad(penalty)(params, hparams))
@@ -152,6 +112,48 @@ def activity_forward_gradient(
         return gradient
 
     return provider
+
+
+def _slopes(
+    losses: Losses, params: Any, is_other: list[bool], units: list[Any], drawn: tuple[list, list]
+) -> tuple[Array, list[Array]]:
+    """Returns each example's derivative along each direction [k, B], and the layers' inputs."""
+
+    def perturbed(moved, others):
+        inputs = []
+
+        def layer(index, apply, x):
+            inputs.append(x)
+            return apply(x) + moved[index]
+
+        return losses(layer, _replaced(params, is_other, others)), inputs
+
+    still = ([jnp.zeros(z.shape, z.dtype) for z in units], _chosen(params, is_other))
+
+    def along(direction):
+        _, slopes, inputs = jax.jvp(perturbed, still, direction, has_aux=True)
+        return slopes, inputs
+
+    # What does not depend on the direction is not mapped, and computed once.
+    return jax.vmap(along, out_axes=(0, None))(drawn)
+
+
+def _pulled_back(losses: Losses, params: Any, inputs: list[Array], z_bars: list[Array]) -> Any:
+    """Returns the cotangent of the parameters for those of the layers' outputs."""
+
+    def paired(params):
+        total = []
+
+        def layer(index, apply, x):
+            # The input from the pass forward, a constant here: so nothing goes further back.
+            z = apply(inputs[index])
+            total.append(jnp.sum(z * z_bars[index]))
+            return z
+
+        losses(layer, params)
+        return sum(total)
+
+    return jax.grad(paired)(params)
 
 
 def _through(
@@ -184,9 +186,7 @@ def _through(
         return example_losses(params, hparams, batch, key)
 
 
-def _units(
-    losses: Callable[..., Array], params: Any
-) -> tuple[list[jax.ShapeDtypeStruct], int]:
+def _units(losses: Callable[..., Array], params: Any) -> tuple[list[jax.ShapeDtypeStruct], int]:
     """Returns shape and dtype of each perturbed layer's output, and the number of examples.
 
     Raises:
@@ -219,13 +219,11 @@ def _units(
     return units, found.shape[0]
 
 
-def _which(
-    losses: Callable[..., Array], params: Any, units: Sequence[jax.ShapeDtypeStruct]
-) -> tuple[list[bool], list[bool]]:
-    """Returns for each tensor whether a perturbed layer's, and whether something else's.
+def _is_other(losses: Losses, params: Any, units: list[Any]) -> list[bool]:
+    """Returns for each tensor whether the losses depend on it beside the perturbed layers.
 
     Raises:
-      ValueError: a tensor is both.
+      ValueError: a tensor is a perturbed layer's, too.
     """
 
     def of_others(params, outputs):
@@ -258,7 +256,7 @@ def _which(
                 "perturbed layer and otherwise too: move a penalty on it to penalty=, or leave the "
                 "layer's type out of layers=."
             )
-    return is_own, is_other
+    return is_other
 
 
 def _reaches(function: Callable[..., Any], params: Any, *args: Any) -> list[bool]:
@@ -269,3 +267,15 @@ def _reaches(function: Callable[..., Any], params: Any, *args: Any) -> list[bool
         if needed.intersection(equation.outvars):
             needed.update(v for v in equation.invars if isinstance(v, Var))
     return [v in needed for v in jaxpr.invars[: len(jax.tree.leaves(params))]]
+
+
+def _chosen(tree: Any, is_chosen: list[bool]) -> list[Array]:
+    """Returns the chosen leaves."""
+    return [x for x, is_it in zip(jax.tree.leaves(tree), is_chosen, strict=True) if is_it]
+
+
+def _replaced(tree: Any, is_chosen: list[bool], leaves: list[Array]) -> Any:
+    """Returns the tree with other leaves in place of the chosen ones."""
+    rest, (old, treedef) = iter(leaves), jax.tree.flatten(tree)
+    new = [next(rest) if is_it else x for x, is_it in zip(old, is_chosen, strict=True)]
+    return jax.tree.unflatten(treedef, new)

@@ -12,7 +12,7 @@ from hgrad_jax.models.losses import cross_entropy
 
 
 def example_losses(model: nn.Module) -> Callable[..., Array]:
-    """Returns what `classification_loss(model)` is the mean of, as a function of the same arguments.
+    """Returns the losses that `classification_loss(model)` is the mean of.
 
     Args:
       model: its `__call__(inputs, train=...)` returns logits, and `params` is all it trains.
