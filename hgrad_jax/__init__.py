@@ -1,5 +1,6 @@
 """Hypergradients: gradients through training, exact to the last bit."""
 
+from hgrad_jax import hyper as hyper
 from hgrad_jax.adjoints.base import Adjoint as Adjoint
 from hgrad_jax.adjoints.base import Work as Work
 from hgrad_jax.adjoints.checkpointed import Checkpointed as Checkpointed
@@ -70,6 +71,17 @@ from hgrad_jax.linear_solvers import GMRES as GMRES
 from hgrad_jax.linear_solvers import ConjugateGradient as ConjugateGradient
 from hgrad_jax.linear_solvers import Neumann as Neumann
 from hgrad_jax.polyline import Clip as Clip
+from hgrad_jax.training.checkpoints import CheckpointError as CheckpointError
+from hgrad_jax.training.checkpoints import Checkpoints as Checkpoints
+from hgrad_jax.training.fit import fit as fit
+from hgrad_jax.training.grid import grid as grid
+from hgrad_jax.training.history import History as History
+from hgrad_jax.training.run import Fit as Fit
+from hgrad_jax.training.stopping import Best as Best
+from hgrad_jax.training.stopping import EarlyStopping as EarlyStopping
+from hgrad_jax.training.stopping import Target as Target
+from hgrad_jax.training.sweep import sweep as sweep
+from hgrad_jax.training.sweep_result import Sweep as Sweep
 from hgrad_jax.types import BackwardInfo as BackwardInfo
 from hgrad_jax.types import RunInfo as RunInfo
 from hgrad_jax.types import Transition as Transition

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from hgrad_jax.hypergradient import Hypergradient
 from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
 
-Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled)
+Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient)
 
 
 class HypergradientError(RuntimeError):
@@ -19,32 +20,27 @@ def check(info: Info) -> Info:
     """Returns `info` if everything in it is in order, and raises if not. Call it outside `jit`.
 
     Args:
-      info: a RunInfo, a BackwardInfo, or an Unrolled; under `vmap` with leading axes, all of which
-        are checked.
+      info: a RunInfo, a BackwardInfo, an Unrolled, or a Hypergradient; under `vmap` with leading
+        axes, all of which are checked.
 
     Raises:
       HypergradientError: a flag is raised; the message names the first run concerned if there are
         several.
       TypeError: `info` is traced, or none of these.
     """
-    if not isinstance(info, RunInfo | BackwardInfo | Unrolled):
+    if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient):
         raise TypeError(
-            f"info is a {type(info).__name__}; pass the info or the Unrolled that unroll, the "
-            "pullback of vjp, or value_and_hypergradient return."
+            f"info is a {type(info).__name__}; pass what unroll or value_and_hypergradient "
+            "return, or the info that the pullback of vjp returns."
         )
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(info)):
         raise TypeError(
             "check reads values and cannot run inside jit, grad or vmap; return the info and check "
             "it there."
         )
-    back = info if isinstance(info, BackwardInfo) else None
-    run = (
-        info.info
-        if isinstance(info, Unrolled)
-        else info.run
-        if isinstance(info, BackwardInfo)
-        else info
-    )
+    found = info.info if isinstance(info, Unrolled | Hypergradient) else info
+    back = found if isinstance(found, BackwardInfo) else None
+    run = found.run if isinstance(found, BackwardInfo) else found
     first = _first(run.damaged_at, run.overflow | run.nonfinite)
     when = f"at step {first}" if first >= 0 else "somewhere on the way"
     _refuse(

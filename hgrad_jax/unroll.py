@@ -67,7 +67,8 @@ def unroll(
         loss; None hands None to both.
       batch_fn: `batch_fn(data, t, key) -> batch`, pure; None hands `data` to the loss.
       hparams_axes: tree prefix of `hparams` in the words of `jax.vmap`: 0 where the leading axis
-        `[T, ...]` is the step, None where a value holds for all steps.
+        `[T, ...]` is the step, None where a value holds for all steps. None for the whole is
+        refused where a leaf has T rows and would serve as a schedule too, lest one be forgotten.
       record: `record(state, data) -> pytree of float arrays`, evaluated after every step;
         differentiable.
       adjoint: how the trajectory is differentiated.
@@ -151,6 +152,7 @@ def _start(
 ):
     """Checks everything that can be checked before the first step."""
     validate.adjoint_serves(adjoint, transition)
+    validate.run_functions(batch_fn, key, record)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
     trajectory = Trajectory(
         transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), record
@@ -160,5 +162,7 @@ def _start(
     data = validate.not_differentiated(data)
     given = inputs(trajectory, hparams, data, key)
     validate.step(trajectory, params, given)
+    if hparams_axes is None:
+        validate.no_forgotten_schedule(trajectory, params, hparams, given)
     adjoint.require_inputs(trajectory, params, given)
     return trajectory, params, given

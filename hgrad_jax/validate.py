@@ -11,8 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.functions import require_function
 from hgrad_jax.guard import guarded
-from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, recorded
+from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
 from hgrad_jax.types import Data, Hparams, Params, Transition
 
 
@@ -97,6 +98,30 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
     return tuple(result)
 
 
+def run_functions(batch_fn: Any, key: Any, record: Any) -> None:
+    """Raises if what makes batches, randomness or the trace is of the wrong kind.
+
+    Raises:
+      TypeError: `batch_fn` or `record` is no function of its arguments, or `key` no PRNG key.
+    """
+    if batch_fn is not None:
+        require_function(
+            batch_fn, "batch_fn(data, t, key)", "hgrad_jax.data.minibatches(batch_size), say"
+        )
+    if record is not None:
+        require_function(record, "record(state, data)", "a function, or None for no trace")
+    if key is None:
+        return
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_raw = dtype is not None and dtype == jnp.uint32 and shape is not None and len(shape) == 1
+    if not (is_typed and shape == ()) and not is_raw:
+        what = f"{dtype}{list(shape)}" if shape is not None else repr(key)
+        raise TypeError(
+            f"key is {what}, not one PRNG key; pass jax.random.key(0), and many keys through vmap."
+        )
+
+
 def adjoint_serves(adjoint: Any, transition: Transition) -> None:
     """Raises if the adjoint cannot differentiate the transition.
 
@@ -115,7 +140,7 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
     adjoint.require(transition)
 
 
-def step(trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
+def step(trajectory: Trajectory, params: Params, given: Inputs) -> None:
     """Traces one step, so that what loss, rule or batches raise comes before any compute.
 
     Raises:
@@ -123,15 +148,15 @@ def step(trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
         other than floats.
     """
 
-    def first(params, inputs):
-        state = first_state(trajectory, params, inputs)
-        slices = jax.tree.map(lambda x: x[0], inputs.schedules)
+    def first(params, given):
+        state = first_state(trajectory, params, given)
+        slices = jax.tree.map(lambda x: x[0], given.schedules)
         after = float_step(
-            trajectory, state, inputs.constants, slices, inputs.data, inputs.key, jnp.int32(0)
+            trajectory, state, given.constants, slices, given.data, given.key, jnp.int32(0)
         )
-        return state, after, recorded(trajectory, after, inputs.data)
+        return state, after, recorded(trajectory, after, given.data)
 
-    state, after, trace = jax.eval_shape(first, params, inputs)
+    state, after, trace = jax.eval_shape(first, params, given)
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but "
@@ -152,6 +177,33 @@ def step(trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
                 f"record returned {leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}; the "
                 "trace is differentiable, so it must be floats: convert with astype(float)."
             )
+
+
+def no_forgotten_schedule(
+    trajectory: Trajectory, params: Params, hparams: Hparams, given: Inputs
+) -> None:
+    """Raises where a constant has a row for every step and would serve as a schedule just as well.
+
+    Whether it would is found by tracing a step with one row of it.
+
+    Raises:
+      ValueError: it would.
+    """
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(hparams)):
+        if trajectory.num_steps == 1 or jnp.shape(leaf)[:1] != (trajectory.num_steps,):
+            continue
+        is_schedule = tuple(j == i or is_s for j, is_s in enumerate(trajectory.is_schedule))
+        other = trajectory._replace(is_schedule=is_schedule)
+        try:
+            step(other, params, inputs(other, hparams, given.data, given.key))
+        except Exception:  # whatever a function of the user raises, it does not serve
+            continue
+        raise ValueError(
+            f"hparams{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)} has a row for each of "
+            f"the {trajectory.num_steps} steps and would serve as a schedule; say which it is in "
+            "hparams_axes, in the same containers as hparams (a dict, not a bare array): 0 for a "
+            "schedule, None for a constant."
+        )
 
 
 def not_differentiated(data: Data) -> Data:

@@ -41,6 +41,8 @@ class TestLoss:
         loss, params = jax.jit(classification_loss(DROPOUT)), init(DROPOUT)
         at = [float(loss(params, {}, DATA, jax.random.key(i))) for i in (1, 1, 2)]
         assert at[0] == at[1] != at[2]
+        with pytest.raises(ValueError, match="key is None, but the model draws random numbers"):
+            loss(params, {}, DATA, None)
 
 
 class TestMetrics:

@@ -172,11 +172,11 @@ class TestLoad:
         assert (len(train.labels), len(test.labels)) == sizes
 
     def test_unknown_names_are_answered_with_the_known_ones(self):
-        known = "digits, penguins, mnist, cifar10, cifar10_subset"
+        known = "digits, penguins, mnist, cifar10, cifar10_subset, usps"
         with pytest.raises(ValueError, match=f"no data set 'minst': the known ones are {known}"):
             load("minst")
 
-    @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10_subset"])
+    @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar10_subset", "usps"])
     def test_arguments_reach_the_loader(self, name, tmp_path):
         with pytest.raises(DataUnavailableError, match=f"{name}: there is no .*{tmp_path}"):
             load(name, data_dir=tmp_path, download=False)

@@ -1,5 +1,7 @@
 """What does not fit together is refused before any step, by a sentence that names it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -253,6 +255,7 @@ def test_data_are_learned_through_the_hyperparameters():
             HPARAMS | {"images": images},
             jnp.arange(4),
             num_steps=4,
+            hparams_axes={"learning_rate": None, "momentum": None, "images": None},
             batch_fn=lambda data, t, key: data[t],
             adjoint=adjoint,
         )
@@ -332,6 +335,13 @@ def test_a_loss_that_closes_over_what_is_differentiated():
         ({"decays": lambda h, t: {"velocty": 0.9}}, "decays names 'velocty', .* 'velocity'"),
         ({"kick": lambda g, h, t: {"speed": -g}}, r"kick returned \['speed'\]; .* \['velocity'\]"),
         ({"kick": lambda g, h, t: -g}, r"kick returned .*; it must return a dict of"),
+        ({"kick": lambda g, h, t: {"velocity": 0.0}}, r"kick returned a tree of shapes \[\(\)\]"),
+        (
+            {"drift": lambda s, h, t: s},
+            r"drift returned a tree of shapes {'velocity': \(2,\)}; its",
+        ),
+        ({"drift": lambda s, h, t: None}, "drift returned a tree of shapes"),
+        ({"decays": lambda h, t: 0.9}, "decays returned 0.9; it must return a dict of decays"),
     ],
 )
 @pytest.mark.parametrize("adjoint", [hg.Direct(), hg.Reversible()], ids=repr)
@@ -353,5 +363,106 @@ def test_a_capacity_for_an_unknown_variable():
 
 @pytest.mark.parametrize("info", [None, {}, 3.0])
 def test_what_can_be_checked(info):
-    with pytest.raises(TypeError, match=r"info is a .*; pass the info"):
+    with pytest.raises(TypeError, match=r"info is a .*; pass what unroll"):
         hg.check(info)
+
+
+PIECES = {
+    "kick": lambda gradient, hparams, count: {"velocity": -gradient},
+    "drift": lambda slots, hparams, count: slots["velocity"],
+    "decays": lambda hparams, count: {"velocity": 0.9},
+    "slots": {"velocity": hg.Slot()},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": {"velocity": hg.Slot}}, "slots has .*; it must be a dict of names and hg.Slot"),
+        ({"slots": ["velocity"]}, r"slots has \['velocity'\]; it must be a dict of names"),
+        ({"decays": 0.9}, r"decays is 0.9, but is called as decays\(hparams, count\)"),
+        ({"drift": lambda slots: slots}, r"drift takes \(slots\), but is called as drift\(slots, "),
+        ({"kick": None}, "kick is None, but is called as"),
+        ({"couple": 1}, "couple is 1, but is called as"),
+        ({"init": lambda params: {}}, r"init takes \(params\), but is called as init"),
+    ],
+)
+def test_pieces_of_a_rule_of_ones_own(changes, message):
+    with pytest.raises(TypeError, match=message):
+        hg.kick_drift(square, **PIECES | changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_fn": 100}, "batch_fn is 100, but is called as .*; pass hgrad_jax.data.minibatch"),
+        ({"batch_fn": lambda data, t: data}, r"batch_fn takes \(data, t\), but is called as"),
+        ({"key": 0}, r"key is 0, not one PRNG key; pass jax.random.key\(0\)"),
+        ({"key": jnp.zeros(2)}, r"key is float32\[2\], not one PRNG key"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, r"key is key<fry>\[3\], not one PRNG"),
+        ({"record": 3}, r"record is 3, but is called as record\(state, data\)"),
+    ],
+)
+def test_what_a_run_is_made_from(settings, message):
+    rule = hg.sgd(square, learning_rate=0.1)
+    with pytest.raises(TypeError, match=message):
+        hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=3, **settings)
+
+
+def test_raw_keys_are_keys():
+    hg.unroll(
+        hg.sgd(square, learning_rate=0.1),
+        jnp.ones(2),
+        {"l2": 0.1},
+        None,
+        num_steps=1,
+        key=jax.random.PRNGKey(0),
+    )
+
+
+@pytest.mark.parametrize("rate", ["0.1", None, lambda hparams: "0.1"], ids=["text", "none", "read"])
+def test_rates_that_are_no_numbers(rate):
+    rule = hg.sgd(square, learning_rate=rate)
+    with pytest.raises(TypeError, match=r"a hyperparameter of the rule is .*; pass a number"):
+        hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=1)
+
+
+def test_a_loss_of_other_arguments():
+    wrong: Any = lambda params: jnp.sum(params)  # noqa: E731
+    with pytest.raises(
+        TypeError, match=r"loss takes \(params\), but is called as loss\(params, hp"
+    ):
+        hg.adam(wrong)
+
+
+def test_a_schedule_that_could_as_well_be_a_value_per_number():
+    """Twenty weights, twenty steps, and no word on which of them the rates belong to."""
+    rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2))
+    rates = {"learning_rate": jnp.linspace(0.1, 0.2, 20)}
+    with pytest.raises(
+        ValueError, match=r"\['learning_rate'\] of shape \(20,\) has a row for each of"
+    ):
+        hg.unroll(rule, jnp.ones(20), rates, None, num_steps=20)
+    axes = {"learning_rate": None}
+    each = hg.unroll(rule, jnp.ones(20), rates, None, num_steps=20, hparams_axes=axes).params
+    np.testing.assert_allclose(each, (1 - 2 * rates["learning_rate"]) ** 20, rtol=1e-5)
+
+
+def test_check_takes_a_hypergradient():
+    rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2))
+
+    def found(rate):
+        return hg.value_and_hypergradient(
+            lambda params, hparams, data: jnp.sum(params),
+            rule,
+            jnp.ones(2),
+            {"learning_rate": rate},
+            None,
+            None,
+            num_steps=3,
+        )
+
+    fine = found(0.1)
+    assert hg.check(fine) is fine
+    with pytest.raises(hg.HypergradientError, match="infinite or NaN"):
+        hg.check(found(jnp.inf))

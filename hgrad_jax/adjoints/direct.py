@@ -14,7 +14,7 @@ from hgrad_jax.trajectory import (
     recorded,
     steps,
 )
-from hgrad_jax.types import Params, State
+from hgrad_jax.types import Array, Params, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,20 @@ class Direct(Adjoint):
         return Work(True, num_steps, num_steps)
 
 
-def run_from(trajectory: Trajectory, state: State, inputs: Inputs) -> Run:
-    """Runs all steps from a state in ordinary floating point: last state, info, trace `[T]`."""
+def run_from(trajectory: Trajectory, state: State, inputs: Inputs, first: Array | int = 0) -> Run:
+    """Runs all steps from a state in ordinary floating point: last state, info, trace `[T]`.
+
+    Args:
+      trajectory: what is run; of a part of a longer run, with the part's number of steps.
+      state: before its first step.
+      inputs: schedules `[T, ...]` of its own steps.
+      first: the number of its first step, from which batches and keys are made.
+    """
 
     def body(state, t_and_slices):
         t, slices = t_and_slices
         state = float_step(trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t)
         return state, recorded(trajectory, state, inputs.data)
 
-    state, trace = jax.lax.scan(body, state, (steps(trajectory), inputs.schedules))
+    state, trace = jax.lax.scan(body, state, (first + steps(trajectory), inputs.schedules))
     return state, float_run_info(trajectory, state), trace

@@ -12,7 +12,16 @@ from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.guard import is_float
 from hgrad_jax.liveness import live_bytes
-from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, first_state, float_step
+from hgrad_jax.trajectory import (
+    Inputs,
+    Trajectory,
+    all_finite,
+    first_state,
+    float_run_info,
+    float_step,
+    recorded,
+    steps,
+)
 from hgrad_jax.types import Array, BackwardInfo, Params
 
 SymbolicZero = jax.custom_derivatives.SymbolicZero
@@ -115,7 +124,7 @@ class ForwardMode(Adjoint):
             filled = list(leaves)
             for i, x in zip(which, numbers, strict=True):
                 filled[i] = x
-            out = Direct().run(trajectory, *jax.tree.unflatten(treedef, filled))
+            out = _run(trajectory, *jax.tree.unflatten(treedef, filled))
             return [x for x in jax.tree.leaves(out) if is_float(x)], out
 
         def column(i):
@@ -167,6 +176,25 @@ class ForwardMode(Adjoint):
                 f"{each:.3g}; give ForwardMode more, or use Checkpointed() or Reversible()."
             )
         return int(min(self.memory // each, np.iinfo(np.int32).max))
+
+
+def _run(trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
+    """Returns what `Direct` returns, with the constants in the carry of the scan.
+
+    From a scan that it differentiates, JAX moves out what depends on the scan's constants alone.
+    Here those are arrays like the tangents, coefficients spread over weights, that every step
+    would then read: 3 % of its time and 24 MB, for eight hyperparameters of 328,810 weights.
+    """
+
+    def body(carry, t_and_slices):
+        (state, constants), (t, slices) = carry, t_and_slices
+        state = float_step(trajectory, state, constants, slices, inputs.data, inputs.key, t)
+        constants = jax.lax.optimization_barrier(constants)  # else JAX sees that they are constants
+        return (state, constants), recorded(trajectory, state, inputs.data)
+
+    start = (first_state(trajectory, params, inputs), inputs.constants)
+    (state, _), trace = jax.lax.scan(body, start, (steps(trajectory), inputs.schedules))
+    return state, float_run_info(trajectory, state), trace
 
 
 def _ravel(leaves: Sequence[Array]) -> Array:

@@ -23,22 +23,18 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
     all_finite,
-    batch_and_key,
     first_state,
-    hparams_of,
 )
 from hgrad_jax.types import (
     Array,
     BackwardInfo,
-    Batch,
-    Data,
-    Hparams,
     Params,
     State,
     Transition,
@@ -72,24 +68,6 @@ class ImplicitInfo(NamedTuple):
     num_steps: Array
     curvature: Array
     is_trace_dropped: Array
-
-
-class _Rest(NamedTuple):
-    """Where a run came to rest: what the condition is evaluated at.
-
-    Attributes:
-      params: as `Transition.params` reads them.
-      hparams: those of the last step.
-      data: as given.
-      key: as given.
-      start: norm of the initial parameters.
-    """
-
-    params: Params
-    hparams: Hparams
-    data: Data
-    key: Array | None
-    start: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,13 +196,13 @@ class Implicit(Adjoint):
                 "condition is the mean over batches of the run's last steps: pass fewer."
             )
         if self.batches is None and trajectory.batch_fn is not None:
-            _require_like_data(trajectory, inputs)
+            require_like_data(trajectory, inputs)
 
         def condition_at_the_start(params, inputs):
             state = first_state(trajectory, params, inputs)
             _read_at(trajectory.transition, state)
-            rest = _rest(trajectory, state, params, inputs)
-            batch, key = _last_batch(self.batches, trajectory, rest)
+            rest = rest_of(trajectory, state, params, inputs)
+            batch, key = last_batch(self.batches, trajectory, rest)
             condition = self._condition(trajectory.transition)
             return condition.residual(rest.params, rest.hparams, batch, key)
 
@@ -300,16 +278,16 @@ class Implicit(Adjoint):
     ) -> tuple[tuple[Params, Inputs], ImplicitInfo]:
         """Returns the cotangents of the initial parameters and of the inputs, and the info."""
         params_bar = _differentiated_once(params_bar)
-        rest = _rest(trajectory, end, params, inputs)
+        rest = rest_of(trajectory, end, params, inputs)
         condition = self._condition(trajectory.transition)
         direction, solve = self.solver.solve(self._product(trajectory, rest), params_bar)
-        residual = _mean(
+        residual = mean(
             self.batches,
             trajectory,
             rest,
             lambda batch, key: condition.residual(rest.params, rest.hparams, batch, key),
         )
-        hparams_bar = _mean(
+        hparams_bar = mean(
             self.batches,
             trajectory,
             rest,
@@ -336,7 +314,7 @@ class Implicit(Adjoint):
         start_bar = jax.tree.map(lambda x: kept(jnp.zeros_like(x)), params)
         return (start_bar, Inputs(constants, schedules, None, None)), info
 
-    def _product(self, trajectory: Trajectory, rest: _Rest) -> Callable[[Params], Params]:
+    def _product(self, trajectory: Trajectory, rest: Rest) -> Callable[[Params], Params]:
         """Returns the function u -> (dc/dparams)^T u, of the condition's mean over the batches."""
         condition = self._condition(trajectory.transition)
 
@@ -345,14 +323,14 @@ class Implicit(Adjoint):
 
         if self.batches in (None, 1):
             # What does not depend on u is evaluated here, once for all steps of the solver.
-            return _mean(self.batches, trajectory, rest, at)
-        return lambda u: _mean(self.batches, trajectory, rest, lambda b, key: at(b, key)(u))
+            return mean(self.batches, trajectory, rest, at)
+        return lambda u: mean(self.batches, trajectory, rest, lambda b, key: at(b, key)(u))
 
     def _info(
         self,
         condition: Condition,
         solve: SolveInfo,
-        rest: _Rest,
+        rest: Rest,
         direction: Params,
         params_bar: Params,
         residual: Params,
@@ -392,8 +370,8 @@ class Implicit(Adjoint):
 
         def product(direction):
             state = first_state(trajectory, params, inputs)
-            rest = _rest(trajectory, state, params, inputs)
-            batch, key = _last_batch(self.batches, trajectory, rest)
+            rest = rest_of(trajectory, state, params, inputs)
+            batch, key = last_batch(self.batches, trajectory, rest)
             return condition.hparams_product(rest.params, rest.hparams, batch, key, direction)
 
         jaxpr = jax.make_jaxpr(product)(params).jaxpr
@@ -412,74 +390,6 @@ class Implicit(Adjoint):
                 "number to the rule (hg.momentum(loss, learning_rate=0.1)), or use an adjoint that "
                 "unrolls, such as Reversible() or Truncated()."
             )
-
-
-def _rest(trajectory: Trajectory, end: State, params: Params, inputs: Inputs) -> _Rest:
-    slices = jax.tree.map(lambda rows: rows[-1], inputs.schedules)
-    return _Rest(
-        trajectory.transition.params(end),
-        hparams_of(trajectory, inputs.constants, slices),
-        inputs.data,
-        inputs.key,
-        norm(params),
-    )
-
-
-def _last_batch(
-    batches: int | None, trajectory: Trajectory, rest: _Rest
-) -> tuple[Batch, Array | None]:
-    return _batch(batches, trajectory, rest, jnp.int32(trajectory.num_steps - 1))
-
-
-def _batch(
-    batches: int | None, trajectory: Trajectory, rest: _Rest, t: Array
-) -> tuple[Batch, Array | None]:
-    source = trajectory._replace(batch_fn=None) if batches is None else trajectory
-    return batch_and_key(source, rest.data, rest.key, t)
-
-
-def _mean(
-    batches: int | None,
-    trajectory: Trajectory,
-    rest: _Rest,
-    function: Callable[[Batch, Array | None], Any],
-) -> Any:
-    """Returns the mean of a function over the last batches; of one batch, whatever it returns."""
-    if batches is None or batches == 1:
-        return function(*_last_batch(batches, trajectory, rest))
-
-    def add(total, t):
-        value = function(*_batch(batches, trajectory, rest, t))
-        return jax.tree.map(jnp.add, total, value), None
-
-    last = trajectory.num_steps
-    shapes = jax.eval_shape(lambda: function(*_last_batch(batches, trajectory, rest)))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, jnp.arange(last - batches, last, dtype=jnp.int32))
-    return jax.tree.map(lambda x: x / batches, total)
-
-
-def _require_like_data(trajectory: Trajectory, inputs: Inputs) -> None:
-    """Raises a ValueError if batches cannot be smaller pieces of the data."""
-
-    def describe(tree):
-        leaves, treedef = jax.tree.flatten(tree)
-        return treedef, [(x.dtype, x.ndim, x.shape[1:]) for x in leaves]
-
-    def shapes(tree):
-        return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
-
-    batch, data = jax.eval_shape(
-        lambda data, key: (batch_and_key(trajectory, data, key, jnp.int32(0))[0], data),
-        inputs.data,
-        inputs.key,
-    )
-    if describe(batch) != describe(data):
-        raise ValueError(
-            f"batches is None, for the data whole as one batch, but the data are {shapes(data)} "
-            f"and batch_fn makes {shapes(batch)} of them; pass Implicit(batches=k) for the mean "
-            "over the last k batches."
-        )
 
 
 def _read_at(transition: Transition, state: State) -> list[int]:

@@ -7,6 +7,7 @@ from hgrad_jax.data.cifar10 import load_cifar10, load_cifar10_subset
 from hgrad_jax.data.dataset import Dataset, Splits, split
 from hgrad_jax.data.embedded import load_digits, load_penguins
 from hgrad_jax.data.mnist import load_mnist
+from hgrad_jax.data.usps import Usps, load_usps
 
 
 def load(
@@ -21,6 +22,7 @@ def load(
     | `mnist` | 60,000 / 10,000 | [28, 28, 1] | `load_mnist` |
     | `cifar10` | 50,000 / 10,000 | [32, 32, 3] | `load_cifar10` |
     | `cifar10_subset` | 4,000 / 1,000 | [32, 32, 3] | `load_cifar10_subset` |
+    | `usps` | 1,000 / 9,000 | [16, 16, 1] | `load_usps`, which has a validation part too |
 
     The first two have no test part of their own: theirs is `split(..., (0.8, 0.2), seed=0)`.
 
@@ -46,6 +48,7 @@ def load(
         "mnist": lambda: load_mnist(data_dir, download),
         "cifar10": lambda: load_cifar10(data_dir, download),
         "cifar10_subset": lambda: load_cifar10_subset(data_dir),
+        "usps": lambda: _without_validation(load_usps(data_dir)),
     }
     if name not in loaders:
         raise ValueError(f"there is no data set {name!r}: the known ones are {', '.join(loaders)}.")
@@ -54,3 +57,7 @@ def load(
 
 def _eighty_twenty(data: Dataset) -> Splits:
     return Splits(*split(data, (0.8, 0.2), seed=0))
+
+
+def _without_validation(data: Usps) -> Splits:
+    return Splits(data.train, data.test)

@@ -4,12 +4,12 @@ A provider makes a gradient function of a loss, `provider(loss)(params, hparams,
 rule takes one as `gradient=`; a gradient written by hand is `gradient=lambda loss: by_hand`.
 """
 
-import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.functions import require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 GradientFn = Callable[[Params, Hparams, Batch, Array | None], Params]
@@ -45,28 +45,17 @@ def gradient_from(provider: GradientProvider, loss: Loss) -> GradientFn:
     Raises:
       TypeError: the loss is no function, or the provider is none or does not return one.
     """
-    if not callable(loss):
-        raise TypeError(
-            f"loss must be a function loss(params, hparams, batch, key) -> scalar: got {loss!r}."
-        )
-    if not callable(provider):
-        raise TypeError(
-            "gradient must be a function of the loss that returns gradient(params, hparams, batch, "
-            f"key), such as hg.backpropagation: got {provider!r}."
-        )
-    try:
-        inspect.signature(provider).bind(loss)
-    except TypeError:
-        raise TypeError(
-            f"gradient is called with the loss alone, but takes {inspect.signature(provider)}: "
-            "for a gradient function of your own, pass gradient=lambda loss: it."
-        ) from None
+    require_function(
+        loss, "loss(params, hparams, batch, key)", "a function that returns a floating-point scalar"
+    )
+    require_function(
+        provider,
+        "gradient(loss)",
+        "hg.backpropagation, or gradient=lambda loss: a_function_of_yours",
+    )
     gradient = provider(loss)
-    if not callable(gradient):
-        raise TypeError(
-            "gradient(loss) must be a function (params, hparams, batch, key) -> gradient: got "
-            f"{gradient!r}."
-        )
+    returned = "what_gradient_returned(params, hparams, batch, key)"
+    require_function(gradient, returned, "a provider that returns such a function")
     return gradient
 
 

@@ -30,6 +30,7 @@ from hgrad_jax.elementary.gradients import (
     gradient_from,
 )
 from hgrad_jax.exact.fixed_point import DEFAULT_FRACTION_BITS
+from hgrad_jax.functions import require_function
 from hgrad_jax.trees import spread
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition, Update
 
@@ -166,6 +167,7 @@ def kick_drift(
       >>> print(f"{jax.grad(end)(jnp.float32(0.01)):.4f}")
       -6.0000
     """
+    _require_pieces(slots, kick=kick, drift=drift, decays=decays, couple=couple, init=init)
     if PARAMS in slots:
         raise ValueError(
             f"slots has {PARAMS!r}, the name of the positions; call the slot otherwise."
@@ -200,6 +202,8 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
 
     def update(params, gradient, slots, hparams, count):
         decays = exact.decays(hparams, count)
+        if not isinstance(decays, Mapping):
+            raise ValueError(f"decays returned {decays!r}; it must return a dict of decays.")
         for name in decays:
             if name not in exact.slots:
                 raise ValueError(
@@ -212,10 +216,12 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
             return scale_and_add(decays[name], variable, increment, name)
 
         kicks = named("kick", exact.kick(gradient, hparams, count), exact.kicked)
+        like("kick", list(kicks.values()), [params] * len(kicks))
         new = {name: advance(name, slots[name], kicks[name]) for name in exact.kicked}
         couples = named("couple", exact.couple(gradient, new, hparams, count), exact.coupled)
+        like("couple", list(couples.values()), [params] * len(couples))
         new |= {name: advance(name, slots[name], couples[name]) for name in exact.coupled}
-        params = advance(PARAMS, params, exact.drift(new, hparams, count))
+        params = advance(PARAMS, params, like("drift", exact.drift(new, hparams, count), params))
         trails = exact.trail(params, hparams, count)
         new |= {name: advance(name, slots[name], trails[name]) for name in exact.trailing}
         return params, new
@@ -244,6 +250,28 @@ def from_update(
         return KickDriftState(params, slots, state.count + 1)
 
     return Transition(init, step, lambda state: state.params, update=from_start)
+
+
+def _require_pieces(
+    slots: Any, *, kick: Any, drift: Any, decays: Any, couple: Any, init: Any
+) -> None:
+    """Raises a TypeError if a piece of a rule is not of the kind it must be."""
+    require_function(kick, "kick(gradient, hparams, count)", "a function that returns a dict")
+    require_function(drift, "drift(slots, hparams, count)", "a function")
+    require_function(decays, "decays(hparams, count)", "a function that returns a dict")
+    if couple is not None:
+        call = "couple(gradient, slots, hparams, count)"
+        require_function(couple, call, "a function that returns a dict, or None")
+    if init is not None:
+        require_function(init, "init(params, hparams)", "a function that returns a dict, or None")
+    is_mapping = isinstance(slots, Mapping)
+    given = list(slots.values()) if is_mapping else [slots]
+    wrong = [slot for slot in given if not isinstance(slot, Slot)]
+    if wrong:
+        raise TypeError(
+            f"slots has {wrong[0]!r}; it must be a dict of names and hg.Slot(), such as "
+            '{"velocity": hg.Slot()}.'
+        )
 
 
 def undo(
@@ -294,6 +322,17 @@ def named(stage: str, increments: Any, names: tuple[str, ...]) -> dict[str, Para
         what = list(increments) if isinstance(increments, Mapping) else type(increments).__name__
         raise ValueError(f"{stage} returned {what}; it must return a dict of {list(names)}.")
     return dict(increments)
+
+
+def like(stage: str, increment: Any, params: Params) -> Any:
+    """Returns what a stage returned, after checking that it is a tree of the shapes of `params`."""
+    found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (increment, params))
+    if found != wanted:
+        raise ValueError(
+            f"{stage} returned a tree of shapes {found}; its increments must be like params, whose "
+            f"shapes are {wanted}."
+        )
+    return increment
 
 
 def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Params:

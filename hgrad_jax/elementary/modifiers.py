@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientFn, GradientProvider, gradient_from
 from hgrad_jax.elementary.source import Source, field, read
+from hgrad_jax.functions import require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 GradientModifier = Callable[[Params, Params, Hparams], Params]
@@ -46,11 +47,9 @@ def modified(provider: GradientProvider, *modifiers: GradientModifier) -> Gradie
       Array([1.5, 2. ], dtype=float32)
     """
     for modifier in modifiers:
-        if not callable(modifier):
-            raise TypeError(
-                "modifiers must be functions (gradient, params, hparams) -> gradient, such as "
-                f"hg.clip_by_norm(1.0): got {modifier!r}."
-            )
+        require_function(
+            modifier, "modifier(gradient, params, hparams)", "one such as hg.clip_by_norm(1.0)"
+        )
 
     def provide(loss: Loss) -> GradientFn:
         gradient_at = gradient_from(provider, loss)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation, gradient_from
+from hgrad_jax.functions import require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
 
 
@@ -63,11 +64,12 @@ def from_optax(
       >>> bars["clip"], bars["rate"]
       (Array(-0.375, dtype=float32), Array([-2.25, -2.5 ], dtype=float32))
     """
-    if not callable(make_tx):
-        raise TypeError(
-            "make_tx must be a function of hparams that returns an optax transformation, such as "
-            f"lambda hparams: optax.sgd(hparams['learning_rate']): got {type(make_tx).__name__}."
-        )
+    require_function(
+        make_tx,
+        "make_tx(hparams)",
+        "a function that returns an optax transformation, such as lambda hparams: "
+        "optax.sgd(hparams['learning_rate'])",
+    )
     gradient_at = gradient_from(gradient, loss)
 
     def made(hparams: Hparams) -> optax.GradientTransformation:

@@ -31,5 +31,15 @@ def field(name: str) -> Callable[[Hparams], Any]:
 
 
 def read(source: Source, hparams: Hparams) -> Any:
-    """Returns the value of a source: a tree prefix of the parameters."""
-    return source(hparams) if callable(source) else source
+    """Returns the value of a source: a tree prefix of the parameters.
+
+    Raises:
+      TypeError: it is a string or None.
+    """
+    value = source(hparams) if callable(source) else source
+    if value is None or isinstance(value, str):
+        raise TypeError(
+            f"a hyperparameter of the rule is {value!r}; pass a number, or a function of hparams, "
+            'such as hg.field("learning_rate").'
+        )
+    return value

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import InvalidRngError
 from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
@@ -23,7 +24,8 @@ def classification_loss(model: nn.Module) -> Loss:
     Returns:
       `loss(params, hparams, batch, key) -> scalar` in nats. The batch is a `Dataset` or a pair
       (inputs [B, *shape], labels as `cross_entropy` takes them); `hparams` is not used; the key is
-      for dropout and may be None where there is none. The model is called with `train=True`.
+      for dropout and may be None where there is none. The model is called with `train=True`. It
+      raises ValueError if the model needs a key and has none.
 
     >>> from hgrad_jax.models import SoftmaxRegression
     >>> model, x, y = SoftmaxRegression(num_classes=4), jnp.ones((3, 2)), jnp.array([0, 1, 3])
@@ -36,7 +38,13 @@ def classification_loss(model: nn.Module) -> Loss:
         del hparams
         inputs, labels = batch
         rngs = {} if key is None else {"dropout": key}
-        logits = model.apply({"params": params}, inputs, train=True, rngs=rngs)
+        try:
+            logits = model.apply({"params": params}, inputs, train=True, rngs=rngs)
+        except InvalidRngError as error:
+            raise ValueError(
+                "key is None, but the model draws random numbers (dropout, as a rule); pass "
+                "key=jax.random.key(0)."
+            ) from error
         return cross_entropy(jnp.asarray(logits), labels)
 
     return loss

@@ -83,7 +83,7 @@ def cosine(scale: float = 0.1, *, offset: int = 0) -> Initializer:
 
     def init(key: Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         del key
-        # In float64 on the host: an angle of some thousands has few digits after the point in float32.
+        # In float64 on the host: large angles have few digits after the point in float32.
         angles = offset + np.arange(np.prod(shape, dtype=int)).reshape(shape)
         return jnp.asarray(scale * np.cos(angles), dtype)
 

@@ -1,0 +1,78 @@
+"""Maps from the whole line to where a hyperparameter may be, so that any outer step stays inside.
+
+A parametrization has the value of a hyperparameter, `to_value(u)`, and the number u that has a
+given value, `from_value(x)`, which starts a tuning where the user wants. Both work on pytrees.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from hgrad_jax.types import Array
+
+
+class Parametrization(NamedTuple):
+    """A bijection between the real line and an interval.
+
+    Attributes:
+      to_value: `to_value(u) -> x`, increasing or decreasing, differentiable; pytrees of floats.
+      from_value: `from_value(x) -> u`, its inverse. It raises ValueError for numbers outside of the
+        interval; traced ones outside of it become NaN.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> u = hg.hyper.log10.from_value({"rate": 0.01})
+      >>> print(f"{u['rate']:.3f} {hg.hyper.log10.to_value(u)['rate']:.3f}")
+      -2.000 0.010
+    """
+
+    to_value: Callable[[Any], Any]
+    from_value: Callable[[Any], Any]
+
+
+def _made(
+    name: str,
+    to_value: Callable[[Array], Array],
+    from_value: Callable[[Array], Array],
+    low: float,
+    high: float,
+) -> Parametrization:
+    def checked(path: Any, x: Any) -> Array:
+        if not isinstance(x, Tracer):
+            numbers = np.asarray(x)
+            outside = numbers[~((numbers > low) & (numbers < high))]
+            if outside.size:
+                where = jax.tree_util.keystr(path) or "the value"
+                raise ValueError(
+                    f"{where} is {outside.flat[0]!r}, but {name} has values in ({low}, {high}) "
+                    "only; pass a number inside, or another parametrization."
+                )
+        array = jnp.asarray(x, jnp.result_type(float, x))
+        return jnp.where((array > low) & (array < high), from_value(array), jnp.nan)
+
+    return Parametrization(
+        lambda u: jax.tree.map(lambda v: to_value(jnp.asarray(v)), u),
+        lambda x: jax.tree_util.tree_map_with_path(checked, x),
+    )
+
+
+log = _made("log", jnp.exp, jnp.log, 0.0, np.inf)
+"""x = exp(u), positive: the natural logarithm of a rate or coefficient."""
+
+log10 = _made("log10", lambda u: jnp.exp(np.log(10.0) * u), jnp.log10, 0.0, np.inf)
+"""x = 10**u, positive."""
+
+logit = _made("logit", jax.nn.sigmoid, jax.scipy.special.logit, 0.0, 1.0)
+"""x = 1 / (1 + exp(-u)), in (0, 1): a decay, a probability, a weight."""
+
+softplus = _made("softplus", jax.nn.softplus, lambda x: x + jnp.log(-jnp.expm1(-x)), 0.0, np.inf)
+"""x = log(1 + exp(u)), positive, and about linear where it is large."""
+
+one_minus_exp = _made(
+    "one_minus_exp", lambda u: -jnp.expm1(u), lambda x: jnp.log1p(-x), -np.inf, 1.0
+)
+"""x = 1 - exp(u), below 1, and above 0 while u < 0: a decay by the logarithm of what it forgets."""

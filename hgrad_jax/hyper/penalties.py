@@ -1,0 +1,68 @@
+"""Penalties whose coefficients are hyperparameters, for the loss."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.trees import spread
+from hgrad_jax.types import Array, Params
+
+
+def l2(params: Params, coefficients: Any) -> Array:
+    """Returns the sum of c w**2 / 2 over all numbers w, each with its coefficient c.
+
+    Args:
+      params: pytree of floating-point arrays.
+      coefficients: tree prefix of params: a scalar, one per tensor, one per number, or any shape
+        that broadcasts to a tensor's, such as a `Sharing`'s small tree.
+
+    Returns:
+      Scalar.
+
+    Raises:
+      ValueError: coefficients is no prefix, or a shape does not broadcast.
+
+    >>> l2({"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"w": 2.0, "b": 0.0}).item()
+    5.0
+    """
+    return _sum(lambda c, w: c * w**2 / 2, coefficients, params)
+
+
+def l1(params: Params, coefficients: Any) -> Array:
+    """Returns the sum of c |w| over all numbers w, each with its coefficient c; as `l2`.
+
+    >>> l1({"w": jnp.array([1.0, -2.0])}, 0.5).item()
+    1.5
+    """
+    return _sum(lambda c, w: c * jnp.abs(w), coefficients, params)
+
+
+def _sum(formula: Any, coefficients: Any, params: Params) -> Array:
+    full = spread(coefficients, params, "coefficients")
+    terms = jax.tree.map(lambda c, w: jnp.sum(formula(c, w)), full, params)
+    return jnp.sum(jnp.stack(jax.tree.leaves(terms)))
+
+
+def weighted_mean(losses: Array, weights: Array) -> Array:
+    """Returns sum_i w_i l_i / N of N examples: weights in [0, 1] that clean the data.
+
+    Data hyper-cleaning (Franceschi et al. 2017, section 5.1). Not divided by the sum of weights: a
+    weight lowered must not raise the others.
+
+    Args:
+      losses: `[B]`, of one batch.
+      weights: `[B]`, those of the same examples: let batches carry the examples' indices.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    >>> weighted_mean(jnp.array([1.0, 3.0]), jnp.array([1.0, 0.5])).item()
+    1.25
+    """
+    if jnp.shape(losses) != jnp.shape(weights):
+        raise ValueError(
+            f"losses have the shape {jnp.shape(losses)} and weights {jnp.shape(weights)}; pass the "
+            "weights of the batch's examples, one each."
+        )
+    return jnp.mean(losses * weights)

@@ -1,0 +1,192 @@
+"""Which parameters share a hyperparameter: maps from a small tree to one value for every number.
+
+The hyperparameters of `unroll` are a small tree; the loss or the rule expands it where it uses it,
+
+    loss:  l2(params, sharing.expand(hparams["log_l2"], params), ...)
+    rule:  hg.momentum(loss, learning_rate=lambda hparams: jnp.exp(hparams["log_rate"]))
+
+and the transpose of the expansion, which JAX derives, sums the hypergradients of all numbers that
+share a value. A rule's own settings broadcast like a tree prefix already and need no expansion.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hgrad_jax.types import Array, Params
+
+ShapeMap = Callable[[tuple[int, ...]], tuple[int, ...]]
+"""`shape of a tensor -> shape of the values that it shares`, which broadcasts to it."""
+
+
+class Sharing(NamedTuple):
+    """A sharing map, as pure functions. Make one with those below, or of your own.
+
+    Attributes:
+      init: `init(params, value) -> small tree`, filled with one number.
+      expand: `expand(small tree, params) -> tree like params`; linear, so that its transpose sums.
+
+    Example:
+      One value for every column of every matrix:
+
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+      >>> sharing = hg.hyper.per_output_unit()
+      >>> small = sharing.init(params, 0.5)
+      >>> jax.tree.map(jnp.shape, small)
+      {'b': (3,), 'w': (1, 3)}
+      >>> total = jax.grad(lambda small: jnp.sum(sharing.expand(small, params)["w"]))(small)
+      >>> total["w"]
+      Array([[2., 2., 2.]], dtype=float32)
+    """
+
+    init: Callable[[Params, Any], Any]
+    expand: Callable[[Any, Params], Params]
+
+
+def one_for_all() -> Sharing:
+    """Returns the map from one scalar to every number of every tensor."""
+
+    def init(params: Params, value: Any) -> Array:
+        return jnp.full((), value, jnp.result_type(float, *jax.tree.leaves(params)))
+
+    def expand(small: Array, params: Params) -> Params:
+        if jax.tree.map(jnp.shape, small) != ():
+            raise ValueError(
+                f"one_for_all expands one scalar: got {jax.tree.map(jnp.shape, small)}; make it "
+                "with its init."
+            )
+        return jax.tree.map(lambda x: jnp.broadcast_to(small, x.shape).astype(x.dtype), params)
+
+    return Sharing(init, expand)
+
+
+def per_tensor() -> Sharing:
+    """Returns the map from one scalar per tensor: per layer, kernel and bias apart."""
+    return by_shape(lambda shape: ())
+
+
+def per_output_unit() -> Sharing:
+    """Returns the map from one value per unit of a layer's output, the last axis.
+
+    A dense kernel `[in, out]` has `[1, out]`, a convolution `[*window, in, out]` one per filter,
+    `[1, ..., 1, out]`, a bias `[out]`; a scalar has one.
+    """
+    return by_shape(lambda shape: (1,) * (len(shape) - 1) + shape[-1:])
+
+
+def per_input_unit() -> Sharing:
+    """Returns the map from one value per unit of a layer's input, the last axis but one.
+
+    A dense kernel `[in, out]` has `[in, 1]`, a convolution `[*window, in, out]` one per channel,
+    `[1, ..., in, 1]`; a bias, which has no input, one for all of it.
+    """
+    return by_shape(
+        lambda shape: (1,) * (len(shape) - 2) + (*shape[-2:-1], 1) if len(shape) > 1 else ()
+    )
+
+
+def per_filter() -> Sharing:
+    """Returns the map from one value per pair of input and output channel of a convolution.
+
+    A convolution `[*window, in, out]` has `[1, ..., in, out]`: one per plane of its filters. Dense
+    kernels have one per output unit, as in `per_output_unit`, biases one per number.
+    """
+    return by_shape(
+        lambda shape: (
+            (1,) * (len(shape) - 2) + shape[-2:]
+            if len(shape) > 2
+            else (1,) * (len(shape) - 1) + shape[-1:]
+        )
+    )
+
+
+def per_parameter() -> Sharing:
+    """Returns the identity: every number has its own value."""
+    return by_shape(lambda shape: shape)
+
+
+def by_shape(shape_map: ShapeMap) -> Sharing:
+    """Returns the map whose values have, for each tensor, the shape that a function says.
+
+    Args:
+      shape_map: `shape_map(shape) -> shape`, the second one broadcasting to the first.
+
+    Returns:
+      A Sharing. Its functions raise ValueError where a shape does not broadcast, and where the
+      small tree is not like what `init` makes.
+
+    Example:
+      >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> halves = hg.hyper.by_shape(lambda shape: (shape[0], *(1 for _ in shape[1:])))
+      >>> halves.init({"w": jnp.ones((2, 3))}, 0.0)["w"].shape
+      (2, 1)
+    """
+
+    def shapes(params: Params) -> Any:
+        def at(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+            full = jnp.shape(x)
+            small = tuple(shape_map(full))
+            if len(small) > len(full) or any(
+                a not in (1, b) for a, b in zip(small[::-1], full[::-1], strict=False)
+            ):
+                raise ValueError(
+                    f"shape_map makes {small} of params{jax.tree_util.keystr(path)}, whose shape "
+                    f"is {full}; it must return a shape that broadcasts to that."
+                )
+            return jax.ShapeDtypeStruct(small, jnp.result_type(x))
+
+        return jax.tree_util.tree_map_with_path(at, params)
+
+    def init(params: Params, value: Any) -> Any:
+        return jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes(params))
+
+    def expand(small: Any, params: Params) -> Params:
+        wanted = jax.tree.map(lambda s: s.shape, shapes(params))
+        found = jax.tree.map(jnp.shape, small)
+        if found != wanted:
+            raise ValueError(
+                f"a sharing map expands a tree of shapes {wanted} for these params: got {found}; "
+                "make it with its init."
+            )
+        return jax.tree.map(
+            lambda s, x: jnp.broadcast_to(s, x.shape).astype(x.dtype), small, params
+        )
+
+    return Sharing(init, expand)
+
+
+def over_windows(values: Any, num_steps: int) -> Any:
+    """Returns a schedule of `num_steps` rows out of one row per window of steps.
+
+    Windows are as equal as can be: step t belongs to window t * W // T. Expand with it before
+    `unroll`, and name the axis 0 in `hparams_axes`.
+
+    Args:
+      values: pytree of arrays `[W, *shape]`, 1 <= W <= T.
+      num_steps: T.
+
+    Returns:
+      The same tree, arrays `[T, *shape]`.
+
+    Raises:
+      ValueError: an array is a scalar, empty, or has more rows than there are steps.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> hg.hyper.over_windows(jnp.array([0.5, 0.25]), 5)
+      Array([0.5 , 0.5 , 0.5 , 0.25, 0.25], dtype=float32)
+    """
+
+    def expand(path: Any, x: Any) -> Array:
+        shape = jnp.shape(x)
+        if not shape or not 1 <= shape[0] <= num_steps:
+            raise ValueError(
+                f"values{jax.tree_util.keystr(path)} has the shape {shape}; it must have one row "
+                f"per window, at least one and at most num_steps = {num_steps}."
+            )
+        return jnp.asarray(x)[jnp.arange(num_steps) * shape[0] // num_steps]
+
+    return jax.tree_util.tree_map_with_path(expand, values)

@@ -1,0 +1,1 @@
+"""Training as users run it: epochs, metrics, stopping, checkpoints."""

@@ -1,0 +1,209 @@
+"""Checkpoints of a training, from which it goes on bit for bit; written by orbax, atomically.
+
+A checkpoint holds the state, the best parameters, the history, a fingerprint of the run, and a
+digest of its own arrays. Orbax is imported when a checkpoint is written or sought.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.types import Params, State
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, or of another run; the message says which and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often `fit` writes checkpoints; it goes on from the last one it finds there.
+
+    A run that was killed at any moment and is started again with the same arguments ends with the
+    same bits as one that never was, on the same machine and versions. `num_epochs` alone may be
+    larger than before: a run is lengthened so. The last epoch of a call is always written.
+
+    Attributes:
+      folder: of this run alone; made if need be.
+      every: epochs between two checkpoints.
+      keep: how many of the last ones stay.
+    """
+
+    folder: str | os.PathLike[str]
+    every: int = 1
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a positive int.")
+        if Path(self.folder).exists() and not Path(self.folder).is_dir():
+            raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
+
+
+class Snapshot(NamedTuple):
+    """What is written of a run.
+
+    Attributes:
+      state: after the epoch.
+      best: the best parameters so far; None if they are not kept.
+      metrics: values by name from epoch 0 on.
+      step_loss: one array an epoch.
+    """
+
+    state: State
+    best: Params | None
+    metrics: dict[str, list[float]]
+    step_loss: list[np.ndarray]
+
+
+def digest(tree: Any) -> str:
+    """Returns a hash of every bit of a pytree's arrays, of their shapes, dtypes and places.
+
+    >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
+    True
+    >>> digest({"a": np.zeros(2)}) == digest({"a": -np.zeros(2)})
+    False
+    """
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(_plain(leaf))
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+class Store:
+    """The checkpoints of one run in a folder. Close it, or use it in a `with` statement."""
+
+    def __init__(self, choice: Checkpoints, fingerprint: Mapping[str, str]) -> None:
+        import orbax.checkpoint as ocp
+
+        self.folder = Path(choice.folder).absolute()
+        self.every = choice.every
+        self._fingerprint = dict(fingerprint)
+        self._args = ocp.args
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=choice.keep, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.close()
+
+    def write(self, epoch: int, snapshot: Snapshot) -> None:
+        """Writes the checkpoint of an epoch; on return it is on the disk, whole."""
+        names = list(snapshot.metrics)
+        arrays = {"metrics": np.asarray([snapshot.metrics[name] for name in names])}
+        arrays |= _leaves("state", snapshot.state) | _leaves("best", snapshot.best)
+        if snapshot.step_loss:
+            arrays["step_loss"] = np.stack(snapshot.step_loss)
+        about = {
+            "format": FORMAT,
+            "fingerprint": self._fingerprint,
+            "metrics": names,
+            "digest": digest(arrays),
+        }
+        self._manager.save(
+            epoch,
+            args=self._args.Composite(
+                arrays=self._args.StandardSave(arrays), about=self._args.JsonSave(about)
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def read(self, state: State, params: Params) -> Snapshot | None:
+        """Returns the last checkpoint, or None if there is none.
+
+        Args:
+          state: the run's first state, whose structure and placement the one read gets.
+          params: the same of its parameters.
+
+        Raises:
+          CheckpointError: it is damaged, or of another run.
+        """
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        about, arrays = self._load(epoch)
+        theirs = about["fingerprint"]
+        differ = [name for name in theirs | self._fingerprint if not self._is_same(name, theirs)]
+        if differ:
+            raise CheckpointError(
+                f"the checkpoints in {self.folder} are of another run, which differs in "
+                f"{', '.join(differ)}; name another folder, or delete this one to start anew."
+            )
+        has_best = any(name.startswith("best.") for name in arrays)
+        values = np.asarray(arrays["metrics"])
+        return Snapshot(
+            _restored("state", arrays, state),
+            _restored("best", arrays, params) if has_best else None,
+            dict(zip(about["metrics"], values.tolist(), strict=True)),
+            list(np.asarray(arrays["step_loss"])) if "step_loss" in arrays else [],
+        )
+
+    def _is_same(self, name: str, theirs: Mapping[str, str]) -> bool:
+        return theirs.get(name) == self._fingerprint.get(name)
+
+    def _load(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            found = self._manager.restore(
+                epoch,
+                args=self._args.Composite(
+                    arrays=self._args.StandardRestore(), about=self._args.JsonRestore()
+                ),
+            )
+            about, arrays = found["about"], found["arrays"]
+            problem = None if digest(arrays) == about["digest"] else "its digest is another"
+        except Exception as error:  # whatever a reader makes of bytes that make no sense
+            about, arrays = {}, {}
+            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if problem is None and about["format"] != FORMAT:
+            problem = f"its format is {about['format']}, not {FORMAT}"
+        if problem is not None:
+            raise CheckpointError(
+                f"the checkpoint {self.folder / str(epoch)} is damaged ({problem}); delete it to "
+                "go on from the one before, or the whole folder to start anew."
+            )
+        return about, arrays
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """Returns a leaf as a numpy array, of a PRNG key its data."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _leaves(name: str, tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves by number; empty ones cannot be stored, nor need be."""
+    leaves = map(_plain, jax.tree.leaves(tree))
+    return {f"{name}.{i}": leaf for i, leaf in enumerate(leaves) if leaf.size}
+
+
+def _restored(name: str, arrays: Mapping[str, Any], like: Any) -> Any:
+    """Returns a tree like another with the leaves stored under a name, where it has its own."""
+
+    def place(leaf: Any, stored: Any) -> Any:
+        if stored is None:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(leaf))
+        return jax.device_put(np.asarray(stored, leaf.dtype), leaf.sharding)
+
+    leaves, treedef = jax.tree.flatten(like)
+    stored = [arrays.get(f"{name}.{i}") for i in range(len(leaves))]
+    return jax.tree.unflatten(treedef, map(place, leaves, stored))

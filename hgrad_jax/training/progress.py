@@ -1,0 +1,66 @@
+"""A progress bar with rates. rich is imported when a bar is asked for."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+Update = Callable[[Mapping[str, float], float], None]
+"""`update(metrics, steps_per_second)`, once an epoch."""
+
+
+@contextlib.contextmanager
+def progress_bar(is_shown: bool | None, num_epochs: int, num_done: int) -> Iterator[Update]:
+    """Shows a bar of epochs on standard error while the context lasts.
+
+    Args:
+      is_shown: None for whether standard error is a terminal or a notebook.
+      num_epochs: how many epochs there are to be.
+      num_done: how many there are already.
+
+    Yields:
+      What is to be called after every epoch.
+    """
+    if is_shown is False:
+        yield lambda metrics, rate: None
+        return
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    # In a narrow terminal the caption, which alone may wrap, gives way to the bar.
+    columns = (
+        TextColumn("epoch", table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=8, table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[shown]}", table_column=Column()),
+    )
+    is_disabled = is_shown is None and not (console.is_terminal or console.is_jupyter)
+    with Progress(*columns, console=console, disable=is_disabled) as bar:
+        task = bar.add_task("", total=num_epochs, completed=num_done, shown="")
+
+        def update(metrics: Mapping[str, float], rate: float) -> None:
+            bar.update(task, advance=1, shown=caption(metrics, rate))
+
+        yield update
+
+
+def caption(metrics: Mapping[str, float], rate: float) -> str:
+    """Returns what stands beside the bar: training metrics, and those of validation in brackets.
+
+    >>> caption({"train_loss": 0.31234, "valid_loss": 0.4, "train_count": 7.0}, 1234.5)
+    '1,234 steps/s, loss 0.312 (0.4), count 7'
+    """
+    shown = [f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.2g} steps/s"]
+    for name in dict.fromkeys(name.partition("_")[2] for name in metrics):
+        valid = metrics.get(f"valid_{name}")
+        brackets = "" if valid is None else f" ({valid:.3g})"
+        shown.append(f"{name} {metrics[f'train_{name}']:.3g}{brackets}")
+    return ", ".join(shown)

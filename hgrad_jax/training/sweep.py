@@ -1,0 +1,209 @@
+"""`sweep`: settings x seeds as one compiled program, side by side.
+
+Every run is the same pure function; `jax.vmap` puts runs beside each other on a device, and
+`jax.shard_map` shares them among devices, which do not talk to each other. Small networks gain from
+it: one matrix product in place of a hundred. Large ones do not, and in a processor's cache few runs
+may be faster than many: try a smaller `memory`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Part
+
+from hgrad_jax.training.sweep_chunks import chunk_size
+from hgrad_jax.training.sweep_result import Sweep
+from hgrad_jax.types import Array, Data, Hparams
+
+Run = Callable[[Hparams, Any, Data], Any]
+"""`run(hparams, key, data) -> pytree of arrays`, pure."""
+
+RUNS = "runs"
+
+
+def sweep(
+    run: Run,
+    settings: Sequence[Hparams],
+    data: Data = None,
+    *,
+    keys: Array | None = None,
+    memory: float | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Sweep:
+    """Runs every setting with every key in one compiled call, or in equal ones that fit the memory.
+
+    Compiled once for a `run` (the same function object), a number of settings and keys, and shapes:
+    other values of the same settings compile nothing. A run that fails is NaN by itself. The
+    results equal those of `run` called by itself up to rounding, which a training that diverges
+    makes larger.
+
+    Args:
+      run: `run(hparams, key, data) -> pytree of arrays`, pure: usually `unroll`, or
+        `value_and_hypergradient`, and what is measured at its end.
+      settings: the hyperparameters of each setting, trees of one structure and of the same shapes:
+        `hg.grid(...)`, or a list. Among integers and floats for one hyperparameter all become
+        floats.
+      data: pytree of arrays, the same for all runs.
+      keys: PRNG keys [seeds], as from `jax.random.split`; all settings get the same ones. None for
+        one run a setting, whose key is None.
+      memory: bytes that a call may hold on each device besides its inputs, as the compiler counts;
+        None for all runs in one call. Finding how many runs fit takes two or three compilations,
+        the first time.
+      devices: what the runs are shared among; None for all that JAX sees.
+
+    Returns:
+      The Sweep: results [settings, seeds, *shape], on the host.
+
+    Raises:
+      TypeError: `run` is no function, a setting holds something other than numbers, `keys` are no
+        keys, or the call is traced.
+      ValueError: there are no settings, no keys, no devices or no results; settings differ in
+        structure or shapes; `memory` is not positive, holds not even one run, or cannot be told by
+        the backend.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)))
+      >>> def run(hparams, key, data):
+      ...     start = jax.random.normal(key, (3,))
+      ...     end = hg.unroll(rule, start, hparams, data, num_steps=10).params
+      ...     return {"distance": jnp.max(jnp.abs(end))}
+      >>> settings = hg.grid({"learning_rate": [0.1, 0.3], "momentum": [0.0, 0.5]})
+      >>> found = hg.sweep(run, settings, keys=jax.random.split(jax.random.key(0), 5))
+      >>> found.results["distance"].shape, found.best("distance").setting["learning_rate"]
+      ((4, 5), 0.3)
+    """
+    if not callable(run):
+        raise TypeError(f"run is {run!r}; it must be a function run(hparams, key, data).")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((settings, data, keys))):
+        raise TypeError("sweep compiles by itself and cannot run inside jit, grad or vmap.")
+    stacked = _stacked(settings)
+    num_seeds = _num_keys(keys)
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    if not devices:
+        raise ValueError("devices is empty; leave it out for all that JAX sees.")
+    if memory is not None and not memory > 0:
+        raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes, or None.")
+
+    num_runs = len(settings) * num_seeds
+    mesh = Mesh(np.array(devices[:num_runs]), (RUNS,))
+    program = _program(run, mesh)
+    data = jax.device_put(jax.tree.map(jnp.asarray, data), NamedSharding(mesh, Part()))
+
+    def arguments(first, size):
+        # The last call repeats the last run, so that all calls have the size that is compiled.
+        place = np.minimum(np.arange(first, first + size), num_runs - 1)
+        hparams = jax.tree.map(lambda x: x[place // num_seeds], stacked)
+        return hparams, None if keys is None else keys[place % num_seeds], data
+
+    def bytes_of(size):
+        leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda *args: args, *arguments(0, size)))
+        return _bytes_of_call(program, treedef, tuple(leaves))
+
+    size = chunk_size(bytes_of, num_runs=num_runs, num_devices=mesh.size, memory=memory)
+    parts = [jax.device_get(program(*arguments(first, size))) for first in range(0, num_runs, size)]
+    if not jax.tree.leaves(parts[0]):
+        raise ValueError("run returned no array; return what is to be compared, such as a loss.")
+
+    def joined(*leaves):
+        whole = np.concatenate(leaves)[:num_runs]
+        return whole.reshape(len(settings), num_seeds, *whole.shape[1:])
+
+    return Sweep(tuple(settings), jax.tree.map(joined, *parts), size, mesh.size)
+
+
+@functools.lru_cache(maxsize=32)  # a jitted function keeps its programs, so the function is kept
+def _program(run: Run, mesh: Mesh) -> Any:
+    """Returns the jitted function of many runs: hparams [n, *shape], keys [n] or None, and data."""
+    one_by_key = jax.vmap(run, in_axes=(0, 0, None))
+    each, same = NamedSharding(mesh, Part(RUNS)), NamedSharding(mesh, Part())
+    shared = jax.shard_map(
+        one_by_key,
+        mesh=mesh,
+        in_specs=(Part(RUNS), Part(RUNS), Part()),
+        out_specs=Part(RUNS),
+        # Nothing is exchanged between devices; and the check refuses conditionals that return
+        # constants in one branch, as the isolation of exact arithmetic does.
+        check_vma=False,
+    )
+    return jax.jit(shared, in_shardings=(each, each, same), out_shardings=each)
+
+
+@functools.lru_cache(maxsize=128)  # lowering again takes longer than many a sweep
+def _bytes_of_call(program: Any, treedef: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    """Returns what a call with such arguments holds on each device besides them."""
+    lowered = program.lower(*jax.tree.unflatten(treedef, leaves))
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            "memory is given, but this backend does not tell what a program takes; leave it out, "
+            "or sweep parts of the settings."
+        )
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def _stacked(settings: Sequence[Hparams]) -> Any:
+    """Returns the settings as one tree of arrays [settings, *shape]."""
+    if isinstance(settings, Mapping) or not isinstance(settings, Sequence):
+        raise TypeError(
+            f"settings is {type(settings).__name__}; give a list of hyperparameters, or hg.grid("
+            "settings) if it maps names to values."
+        )
+    if not settings:
+        raise ValueError("settings is empty; a sweep needs at least one setting.")
+    first = jax.tree.structure(settings[0])
+    if not first.num_leaves:
+        raise ValueError("settings[0] is an empty tree; a setting holds hyperparameters.")
+    arrays = [jax.tree_util.tree_map_with_path(_number, s) for s in settings]
+    for i, tree in enumerate(arrays):
+        if jax.tree.structure(tree) != first:
+            raise ValueError(
+                f"settings[{i}] has structure {jax.tree.structure(tree)}, but settings[0] has "
+                f"{first}; all must be alike."
+            )
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(arrays[0]), strict=True
+        ):
+            if leaf.shape != other.shape:
+                raise ValueError(
+                    f"settings[{i}]{jax.tree_util.keystr(path)} has shape {leaf.shape}, but "
+                    f"settings[0] has {other.shape} there; all must be alike."
+                )
+    # Kept on the host, where a call's part is taken; but in the precision of the device.
+    return jax.tree.map(lambda *leaves: np.asarray(jnp.asarray(np.stack(leaves))), *arrays)
+
+
+def _number(path: Any, leaf: Any) -> np.ndarray:
+    array = None if isinstance(leaf, str | bytes) else np.asarray(leaf)
+    if array is None or not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(
+            f"a setting has {leaf!r} at {jax.tree_util.keystr(path) or 'its root'}, which is no "
+            "number; bind such choices into run."
+        )
+    return array
+
+
+def _num_keys(keys: Any) -> int:
+    """Returns the number of seeds."""
+    if keys is None:
+        return 1
+    dtype = getattr(keys, "dtype", None)
+    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not is_typed and dtype != np.uint32:  # raw keys are uint32 [seeds, words]
+        raise TypeError(
+            f"keys is {keys!r}, no PRNG keys; give jax.random.split(jax.random.key(0), num_seeds)."
+        )
+    if keys.ndim != (1 if is_typed else 2):
+        raise ValueError(
+            f"keys has shape {keys.shape}; it must be one axis of keys, as "
+            "jax.random.split(key, num_seeds) returns it."
+        )
+    if not len(keys):
+        raise ValueError("keys is empty; give at least one, or None for a run without a key.")
+    return len(keys)

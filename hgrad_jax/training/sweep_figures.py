@@ -1,0 +1,126 @@
+"""A sweep in pictures: heat maps over two hyperparameters, and curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hgrad_jax.diagnostics.figures import new_axes
+from hgrad_jax.training.sweep_table import Summary, ranked, written
+
+
+def heat_map(
+    values: Mapping[str, Sequence[Any]],
+    value: str,
+    found: Summary,
+    largest_is_best: bool,
+    axes: Any = None,
+) -> Any:
+    """Draws means over two hyperparameters.
+
+    Args:
+      values: of every setting, by name: first the columns' hyperparameter, then the rows'.
+      value: what is drawn.
+      found: of a result that is one number a run.
+      largest_is_best: whether more is better.
+      axes: where to draw; None for a new figure.
+    """
+    if len(values) != 2:
+        raise ValueError(f"x and y are both {next(iter(values))!r}; a map has two axes.")
+    x, y = values
+    of_x, of_y = (_numbers(name, of) for name, of in values.items())
+    columns, rows = sorted(set(of_x)), sorted(set(of_y))
+    cells = np.full((len(rows), len(columns)), np.nan)
+    place = [(rows.index(b), columns.index(a)) for a, b in zip(of_x, of_y, strict=True)]
+    if len(set(place)) < len(place):
+        raise ValueError(
+            f"several settings have the same {x} and {y}; select some of the sweep by their other "
+            "hyperparameters: sweep.select({name: value})."
+        )
+    for at, mean in zip(place, found.mean, strict=True):
+        cells[at] = mean
+
+    axes = new_axes() if axes is None else axes
+    colors = "viridis" if largest_is_best else "viridis_r"
+    image = axes.imshow(cells, origin="lower", cmap=colors, aspect="auto")
+    axes.figure.colorbar(image, ax=axes, label=value)
+    axes.set_xticks(range(len(columns)), [written(v) for v in columns])
+    axes.set_yticks(range(len(rows)), [written(v) for v in rows])
+    axes.set(xlabel=x, ylabel=y)
+    for (i, j), mean in np.ndenumerate(cells):
+        if not np.isnan(mean):
+            red, green, blue, _ = image.cmap(image.norm(mean))
+            is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            ink = "white" if is_dark else "black"
+            axes.text(j, i, f"{mean:.3g}", ha="center", va="center", color=ink, fontsize=8)
+    best = ranked(found, largest_is_best)[0]
+    if np.isfinite(found.mean[best]):
+        from matplotlib.patches import Rectangle
+
+        i, j = place[best]
+        frame = Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor="red", lw=2)
+        axes.add_patch(frame)
+    return axes.figure
+
+
+def curves(
+    settings: Sequence[Mapping[str, Any]],
+    x: str | None,
+    value: str,
+    found: Summary,
+    axes: Any = None,
+) -> Any:
+    """Draws means in bands of plus and minus the spread.
+
+    Args:
+      settings: values by name.
+      x: hyperparameter to draw against; None for the result's own axis.
+      value: what is drawn.
+      found: mean [settings, T], or with `x` [settings].
+      axes: where to draw; None for a new figure.
+    """
+    axes = new_axes() if axes is None else axes
+    varied = [
+        name
+        for name in settings[0]
+        if any(not np.array_equal(s[name], settings[0][name]) for s in settings)
+    ]
+    lines: dict[str, list[int]] = {}
+    for i, setting in enumerate(settings):
+        label = ", ".join(f"{name} {written(setting[name])}" for name in varied if name != x)
+        lines.setdefault(label if x is not None or label else f"setting {i}", []).append(i)
+    for number, (label, members) in enumerate(lines.items()):
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+        if x is None:
+            for i in members:
+                _line(axes, np.arange(found.mean.shape[1]), found.mean[i], found.spread[i], style)
+        else:
+            at = np.array(_numbers(x, [settings[i][x] for i in members]))
+            order = np.array(members)[np.argsort(at)]
+            _line(axes, np.sort(at), found.mean[order], found.spread[order], style, "o")
+        axes.lines[-1].set_label(label)
+    axes.set(xlabel="step" if x is None else x, ylabel=value)
+    at = axes.lines[0].get_xdata()
+    if x is not None and min(at) > 0 and max(at) >= 30 * min(at):
+        axes.set_xscale("log")
+    if any(lines):
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return axes.figure
+
+
+def _line(
+    axes: Any,
+    at: np.ndarray,
+    mean: np.ndarray,
+    spread: np.ndarray,
+    style: dict[str, Any],
+    marker: str = "",
+) -> None:
+    axes.fill_between(at, mean - spread, mean + spread, alpha=0.2, color=style["color"], lw=0)
+    axes.plot(at, mean, marker=marker, markersize=4, **style)
+
+
+def _numbers(name: str, values: Sequence[Any]) -> list[float]:
+    if any(np.ndim(value) for value in values):
+        raise ValueError(f"{name} is an array in every setting; an axis needs numbers.")
+    return [float(value) for value in values]
