@@ -34,7 +34,7 @@ class Config:
     """What is measured, and how often."""
 
     cases: tuple[str, ...] = option(CASES, "HIDDEN/BATCH: hidden units of each layer, batch size")
-    num_steps: int = option(70, "training steps of a run")
+    num_steps: int = option(280, "training steps of a run")
     num_seeds: int = option(8, "of each of the 14 settings")
     num_devices: int = option(1, "devices that JAX makes of the processor; as many as cores, or 1")
     chunks: tuple[int, ...] = option((1, 4), "in how many calls a sweep is done, by its memory")
