@@ -111,7 +111,7 @@ def load_data() -> Splits:
     """Returns 274 birds to train on and 68 to test on, standardized as the former are."""
     birds = load("penguins")
     mean, deviation = birds.train.inputs.mean(0), birds.train.inputs.std(0)
-    return Splits(*(Dataset(jnp.asarray((x - mean) / deviation), jnp.asarray(y)) for x, y in birds))
+    return Splits(*(Dataset((x - mean) / deviation, y) for x, y in birds))
 
 
 def initial_params(task: Task, data: Splits, key: jax.Array) -> Any:
@@ -253,20 +253,22 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     for number, record in enumerate(records):
         curves, color = record["curves"], f"C{number}"
         steps = np.arange(curves["loss"].shape[1])
-        ends = [t for t in record["iterations"] if t is not None]
+        ends = [np.inf if t is None else t for t in record["iterations"]]
+        middle_end = np.median(ends)
         for row, unit in enumerate((1.0, record["seconds_per_step"])):
             for axes, (measure, label) in zip(panels[row], shown.items(), strict=True):
                 low, middle, high = np.nanquantile(curves[measure], (0.25, 0.5, 0.75), axis=0)
                 axes.plot(steps * unit, middle, color=color, label=record["method"])
                 axes.fill_between(steps * unit, low, high, color=color, alpha=0.15, linewidth=0)
-                if ends:
-                    end = int(np.median(ends))
+                if np.isfinite(middle_end):
+                    end = int(middle_end)
                     axes.plot(end * unit, middle[end], "o", color=color)
                 axes.set(ylabel=label, xlabel="steps" if row == 0 else "seconds", xscale="symlog")
                 if row == 1:
                     axes.set_xscale("symlog", linthresh=1e-4)
                 if measure == "loss":
                     axes.set_yscale("log")
+                    axes.set_ylim(0.03, 30)  # some diverge
     panels[0, 0].legend(fontsize=8)
     panels[0, 1].set_title(f"{records[0]['model']}: medians; a dot where half of the seeds stopped")
     path.parent.mkdir(parents=True, exist_ok=True)

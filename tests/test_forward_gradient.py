@@ -194,7 +194,7 @@ def test_the_error_by_pre_activations_is_that_of_the_docstring():
 
     def losses(zs):
         """The network written out, from perturbations of its pre-activations."""
-        x, seen = inputs, []
+        x, out, seen = inputs, inputs, []
         for i, z in enumerate(zs):
             layer = params[f"Dense_{i}"]
             seen.append(x)
@@ -211,7 +211,7 @@ def test_the_error_by_pre_activations_is_that_of_the_docstring():
     )
     provider = activity_forward_gradient(example_losses(model))
     ((_, _, error),), _, _ = sampled(model, (9,), lambda _: [provider])
-    assert_zero_mean(np.asarray(error) - theory)
+    assert_zero_mean(np.asarray(error) - np.asarray(theory))
 
 
 def test_many_directions_of_pre_activations_average_one_by_one():
