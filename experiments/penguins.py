@@ -39,22 +39,6 @@ from hgrad_jax.models import (
 PUBLISHED = hg.Standardized(is_shifted=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How long, how often, and where the results go."""
-
-    num_seeds: int = option(32, "initial values, and directions, for each model and method")
-    num_steps: int = option(1000, "steps at most")
-    timed_steps: int = option(1000, "steps of one run that are timed, without measurements")
-    seed: int = option(0, "chooses the initial values and the directions")
-    out: str = option("results/penguins", "folder for results.jsonl and figures")
-
-    def __post_init__(self):
-        for name in ("num_seeds", "num_steps", "timed_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-
-
 class Task(NamedTuple):
     """A model and how it is trained."""
 
@@ -84,18 +68,38 @@ class Method(NamedTuple):
     factor: float = 1.0
 
 
-def methods(model: nn.Module) -> dict[str, Method]:
-    """Returns what is compared, by short names."""
-    return {
-        "backpropagation": Method(hg.backpropagation),
-        "as published": Method(hg.forward_gradient(PUBLISHED, is_joint=False)),
-        "signs, a tensor each": Method(hg.forward_gradient(is_joint=False)),
-        "signs": Method(hg.forward_gradient()),
-        "signs, rate / 10": Method(hg.forward_gradient(), 0.1),
-        "Gaussian": Method(hg.forward_gradient(hg.Gaussian())),
-        "8 orthogonal": Method(hg.forward_gradient(hg.Orthogonal(), num_directions=8)),
-        "pre-activations": Method(activity_forward_gradient(example_losses(model))),
-    }
+METHODS: dict[str, Callable[[nn.Module], Method]] = {
+    "backpropagation": lambda model: Method(hg.backpropagation),
+    "as published": lambda model: Method(hg.forward_gradient(PUBLISHED, is_joint=False)),
+    "signs, a tensor each": lambda model: Method(hg.forward_gradient(is_joint=False)),
+    "signs": lambda model: Method(hg.forward_gradient()),
+    "signs, rate / 10": lambda model: Method(hg.forward_gradient(), 0.1),
+    "Gaussian": lambda model: Method(hg.forward_gradient(hg.Gaussian())),
+    "8 orthogonal": lambda model: Method(hg.forward_gradient(hg.Orthogonal(), num_directions=8)),
+    "pre-activations": lambda model: Method(activity_forward_gradient(example_losses(model))),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How long, how often, and where the results go."""
+
+    models: tuple[str, ...] = option(tuple(TASKS), "which of the models, each in quotes")
+    methods: tuple[str, ...] = option(tuple(METHODS), "which gradients, each in quotes")
+    num_seeds: int = option(32, "initial values, and directions, for each model and method")
+    num_steps: int = option(1000, "steps at most")
+    timed_steps: int = option(1000, "steps of one run that are timed, without measurements")
+    seed: int = option(0, "chooses the initial values and the directions")
+    out: str = option("results/penguins", "folder for results.jsonl and figures")
+
+    def __post_init__(self):
+        for name in ("num_seeds", "num_steps", "timed_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        for known, names in ((TASKS, self.models), (METHODS, self.methods)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"there is no {name!r}: write some of {', '.join(known)}.")
 
 
 def rule(task: Task, method: Method) -> hg.Transition:
@@ -185,7 +189,8 @@ def run_task(config: Config, name: str) -> list[dict[str, Any]]:
     task, data = TASKS[name], load_data()
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     records = []
-    for name_of_method, method in methods(task.model).items():
+    for name_of_method in config.methods:
+        method = METHODS[name_of_method](task.model)
         run = jax.jit(functools.partial(runs, task, method, num_steps=config.num_steps))
         curves = jax.tree.map(np.asarray, run(data, keys))
         steps = stopped_at(curves["train_loss"], task.stop_at)
@@ -284,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     out, found = Path(config.out), []
-    for name in TASKS:
+    for name in config.models:
         records = run_task(config, name)
         draw(records, out / f"{name.split()[0].lower()}.png")
         for record in records:

@@ -126,7 +126,7 @@ def test_every_kind_is_unbiased_on_every_model_and_as_far_off_as_theory_says(nam
     )
     d = sum(sizes)
     for i, kind in enumerate(KINDS):
-        theory = (d + 1 if kind == hg.Gaussian() else d - 1) * sum(squares)
+        theory = (d + 1 if kind == hg.Gaussian() else d - 1) * np.sum(squares, axis=0)
         seen, along, error = (np.asarray(x)[i :: len(KINDS)] for x in found)
         assert_zero_mean(seen)
         assert_zero_mean(along)
