@@ -34,6 +34,11 @@ from hgrad_jax.diagnostics.plan import Plan as Plan
 from hgrad_jax.diagnostics.plan import plan as plan
 from hgrad_jax.diagnostics.projections import projections as projections
 from hgrad_jax.diagnostics.reversal import reversal_errors as reversal_errors
+from hgrad_jax.directions import Directions as Directions
+from hgrad_jax.directions import Gaussian as Gaussian
+from hgrad_jax.directions import Orthogonal as Orthogonal
+from hgrad_jax.directions import Rademacher as Rademacher
+from hgrad_jax.directions import Standardized as Standardized
 from hgrad_jax.elementary.adam import adam as adam
 from hgrad_jax.elementary.adam import adamw as adamw
 from hgrad_jax.elementary.average import AverageState as AverageState
@@ -59,6 +64,7 @@ from hgrad_jax.elementary.rmsprop import rmsprop as rmsprop
 from hgrad_jax.elementary.rmsprop import rmsprop_momentum as rmsprop_momentum
 from hgrad_jax.elementary.sgd import sgd as sgd
 from hgrad_jax.elementary.source import field as field
+from hgrad_jax.forward_gradient import forward_gradient as forward_gradient
 from hgrad_jax.hypergradient import Hypergradient as Hypergradient
 from hgrad_jax.hypergradient import value_and_hypergradient as value_and_hypergradient
 from hgrad_jax.linear_solvers import GMRES as GMRES

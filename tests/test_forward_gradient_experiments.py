@@ -1,0 +1,113 @@
+"""The experiments on forward gradients, shortened, and what they write."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from experiments import bench_forward, forward_gradient_cnn, penguins
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("penguins")
+    words = ["--models", "MLP 4-64-8-3", "--num-seeds", "3", "--num-steps", "60"]
+    words += ["--methods", "backpropagation", "signs", "--timed-steps", "5"]
+    return penguins.main([*words, "--out", str(out)]), out
+
+
+class TestPenguins:
+    def test_a_record_tells_where_each_seed_stopped(self, done):
+        records, out = done
+        for record, line in zip(records, lines(out / "results.jsonl"), strict=True):
+            assert line["iterations"] == record["iterations"]
+            assert line["config"]["num_seeds"] == 3
+            assert line["seconds_per_step"] > 0
+            assert record["curves"]["loss"].shape == (3, 61)
+            for seed, t in enumerate(record["iterations"]):
+                loss = record["curves"]["train_loss"][seed]
+                assert (seed in record["not_reached"]) == (t is None)
+                before = loss if t is None else loss[:t]
+                assert not np.any(before <= 0.2)
+                assert t is None or loss[t] <= 0.2
+
+    def test_every_method_starts_from_the_same_values(self, done):
+        first, second = (record["curves"]["loss"][:, 0] for record in done[0])
+        np.testing.assert_array_equal(first, second)
+
+    def test_backpropagation_stops_and_one_direction_at_that_rate_diverges(self, done):
+        by_backpropagation, by_signs = done[0]
+        assert None not in by_backpropagation["iterations"]
+        assert None in by_signs["iterations"]
+
+    def test_the_figure_is_an_image(self, done):
+        assert imread(done[1] / "mlp.png")[..., :3].std() > 0.05
+
+    def test_the_measurements_are_standardized_by_the_training_birds(self):
+        data = penguins.load_data()
+        np.testing.assert_allclose(np.mean(data.train.inputs, 0), 0, atol=1e-5)
+        np.testing.assert_allclose(np.std(data.train.inputs, 0), 1, rtol=1e-5)
+
+
+class TestConvolutionalNetwork:
+    def test_a_record_and_a_figure(self, tmp_path):
+        words = ["--num-steps", "30", "--evaluations", "3", "--batch-size", "20"]
+        words += ["--methods", "pre-activations, Adam", "--out", str(tmp_path)]
+        (record,) = forward_gradient_cnn.main(words)
+        (line,) = lines(tmp_path / "results.jsonl")
+        assert line["steps"] == [10, 20, 30]
+        # The last point of the curve is the end's.
+        end = line["test"]["accuracy"]
+        assert line["test_accuracy_at"][-1] == pytest.approx(end, abs=1e-6)
+        assert line["num_params"] == 20 + 76 + 64 * 65 + 650
+        assert record["seconds_per_step"] > 0
+        assert imread(tmp_path / "digits.png")[..., :3].std() > 0.02
+
+    def test_missing_data_stop_with_the_reason(self, tmp_path):
+        with pytest.raises(SystemExit, match=r"error: .*mnist"):
+            forward_gradient_cnn.main(["--data", "mnist", "--data-dir", str(tmp_path)])
+
+
+class TestBench:
+    def test_records_compare_with_backpropagation(self, tmp_path):
+        out = tmp_path / "forward.jsonl"
+        words = ["--problems", "softmax", "--num-steps", "3", "--repeats", "2"]
+        words += ["--gradients", "one Rademacher", "--out", str(out)]
+        first, second = bench_forward.main(words)
+        assert [line["gradient"] for line in lines(out)] == ["backpropagation", "one Rademacher"]
+        assert first["ratio"] == 1
+        assert second["ratio"] == pytest.approx(second["least"] / first["least"])
+
+
+@pytest.mark.parametrize("script", [penguins, forward_gradient_cnn, bench_forward])
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(script.Config):
+        assert "--" + field.name.replace("_", "-") in text
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        (penguins, "--num-seeds 0", "num_seeds is 0; it must be positive"),
+        (penguins, "--models cnn", "there is no 'cnn': write some of softmax 4-3"),
+        (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
+        (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
+        (bench_forward, "--problems adam", "problems has 'adam'"),
+        (bench_forward, "--gradients magic", "gradients has 'magic'"),
+    ],
+)
+def test_wrong_options(script, words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(words.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
