@@ -175,8 +175,10 @@ def test_bytes_per_weight_of_reversal(is_shared, per_weight):
             return jnp.sum(out.params)
 
         hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
-        compiled = jax.jit(jax.grad(end)).lower(hparams, jnp.ones(size)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        lowered = jax.jit(jax.grad(end)).lower(hparams, jnp.ones(size))
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     found = (temp_bytes(200_000) - temp_bytes(100_000)) / 100_000
     assert abs(found - per_weight) <= 8
