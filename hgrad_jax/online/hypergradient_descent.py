@@ -5,9 +5,12 @@ the loss at x' anyway, and their inner product says how the loss there would hav
 rate: the hypergradient. It costs a tree like the parameters, to remember du/drate, and no gradient
 more. Almeida et al. (1998) had it for gradient descent.
 
-du/drate comes from the rule's own update by forward mode: -g for gradient descent, -(g + m v) with
-Nesterov, -m / (sqrt(v) + eps) of the corrected moments for Adam, as in the paper's SGD-HD, SGDN-HD
-and Adam-HD. Slots from before the step count as given.
+du/drate comes from the rule's own update by forward mode: -g for gradient descent, -v for momentum,
+-m / (sqrt(v) + eps) of the corrected moments for Adam, as in the paper's SGD-HD and Adam-HD. Slots
+from before the step count as given. So where a rule keeps the rate in its velocity
+(`hg.nesterov`, `hg.classical_momentum`) only the step's own gradient counts, -(1 + m) g; the
+paper's SGDN-HD, -(g + m v), has the rate outside: it is `optax.sgd(rate, m, nesterov=True)` in
+`hg.from_optax`.
 """
 
 from collections.abc import Callable
@@ -163,7 +166,7 @@ def hypergradient_descent(
         if not isinstance(state, KickDriftState | OptaxState):
             raise TypeError(
                 f"rule made a transition whose state is a {type(state).__name__}; pass one of this "
-                "library's rules, kick_drift or from_optax, and average or project around "
+                "library's rules, kick_drift or from_optax, and average around "
                 "hypergradient_descent instead of inside."
             )
         spread(start[learned], params, learned)
