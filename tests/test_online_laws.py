@@ -260,6 +260,7 @@ def test_refuses_when_it_is_made(method, settings, error, message):
         (lambda: made(online.adaptive, window=0), ValueError, "window is 0"),
         (lambda: made(online.adaptive, every=3, window=4), ValueError, "a period has 3 steps"),
         (lambda: made(online.rtho, discount=1.5), ValueError, "discount is 1.5"),
+        (lambda: made(online.rtho, memory=0), ValueError, "memory is 0"),
         (lambda: online.paired(NO_FUNCTION), TypeError, "batch_fn is 3"),
         (lambda: online.periods(None, NO_FUNCTION, every=2), TypeError, "valid_batch_fn is 3"),
         (lambda: online.periods(every=True), ValueError, "every is True"),
@@ -282,7 +283,14 @@ def test_refuses_settings_of_one_method(make, error, message):
         (made(make_tx=online.by_sign({"b1": 1.0})), {}, ValueError, r"step_sizes has \['b1'\]"),
         (made(bounds={"learning_rate": (jnp.ones(2), None)}), {}, ValueError, r"\[0\] has shape"),
         (made(valid_loss=lambda p, h, b, k: p), {}, ValueError, "valid_loss returned float32"),
-        (made(online.adaptive, every=4, window=1), {}, ValueError, "hg.online.periods"),
+        (made(online.rtho, memory=20), {}, ValueError, "learned has the size 1, .* takes 24 bytes"),
+        (made(online.adaptive, every=4, window=1), {}, TypeError, "a step of adaptive is a period"),
+        (
+            made(online.adaptive, every=4, window=1),
+            {"batch_fn": PERIODS},
+            ValueError,
+            "periods of 3",
+        ),
     ],
 )
 def test_refuses_when_it_is_run(rule, settings, error, message):

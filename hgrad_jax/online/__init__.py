@@ -2,6 +2,7 @@
 
 from hgrad_jax.online.adaptive import adaptive as adaptive
 from hgrad_jax.online.batches import Batches as Batches
+from hgrad_jax.online.batches import Period as Period
 from hgrad_jax.online.batches import paired as paired
 from hgrad_jax.online.batches import periods as periods
 from hgrad_jax.online.hypergradient_descent import DescentState as DescentState

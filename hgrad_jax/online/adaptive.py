@@ -10,9 +10,9 @@ mode: nothing is kept from step to step for the way back, nothing is computed tw
 condition decides anything at run time, so that under `vmap` a period costs what it costs alone. A
 transition of one elementary step would have to carry the state k steps ago and the last k batches,
 keys and schedules, whose shapes its `init` does not know, and run them again; tangents carried
-forward, as `rtho` does, are too many for a rate per parameter. The price: the batch of a period is
-the N batches of its steps (`periods` makes them), a schedule in hparams has one value a period, and
-`record` looks once a period, when the hyperparameters change.
+forward, as `rtho` does, are too many for a rate per parameter. The price: batches come from a batch
+function of periods (`periods` makes it), a schedule in hparams has one value a period, and `record`
+looks once a period, when the hyperparameters change.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.online.batches import folded, positive, split
+from hgrad_jax.online.batches import Period, folded, positive, split
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -130,15 +130,14 @@ def adaptive(
 
     def step(state: OnlineState, hparams: Hparams, batch: Batch, key: Array | None) -> OnlineState:
         train, valid = split(batch)
-        _require_period(train, every)
+        period = _period(train, every)
 
         def run(start: State, learned: Learned, first: int, last: int) -> State:
-            def body(at: State, i_and_batch: Any) -> tuple[State, None]:
-                i, batch = i_and_batch
-                return inner.step(at, current(hparams, learned), batch, folded(key, i)), None
+            def body(at: State, i: Array) -> tuple[State, None]:
+                batch, step_key = period.at(i), folded(key, i)
+                return inner.step(at, current(hparams, learned), batch, step_key), None
 
-            steps = (jnp.arange(first, last), jax.tree.map(lambda x: x[first:last], train))
-            return jax.lax.scan(body, start, steps)[0]
+            return jax.lax.scan(body, start, jnp.arange(first, last, dtype=jnp.int32))[0]
 
         def through_window(learned: Learned) -> tuple[Array, State]:
             end = run(middle, learned, every - window, every)
@@ -155,11 +154,21 @@ def adaptive(
     return Transition(init, step, lambda state: inner.params(state.inner), why_not=WHY_NOT)
 
 
-def _require_period(train: Batch, every: int) -> None:
-    """Raises a ValueError if the training batches are not those of a period."""
-    for x in jax.tree.leaves(train):
-        if jnp.shape(x)[:1] != (every,):
-            raise ValueError(
-                f"a training batch of shape {jnp.shape(x)} is not the {every} batches of a period, "
-                f"side by side; pass batch_fn=hg.online.periods(..., every={every})."
-            )
+def _period(train: Any, every: int) -> Period:
+    """Returns the training batches, if they are those of a period of this length.
+
+    Raises:
+      TypeError: they are not those of a period.
+      ValueError: it is of another length.
+    """
+    if not isinstance(train, Period):
+        raise TypeError(
+            f"the training batch is a {type(train).__name__}, but a step of adaptive is a period "
+            f"of steps; pass batch_fn=hg.online.periods(..., every={every})."
+        )
+    if train.every != every:
+        raise ValueError(
+            f"every is {every}, but batches are made for periods of {train.every} steps; give "
+            "adaptive and hg.online.periods the same."
+        )
+    return train

@@ -21,12 +21,36 @@ class Batches(NamedTuple):
     """What an online method with a validation loss gets as its batch.
 
     Attributes:
-      train: the training batch; for `adaptive` as many as a period has steps, `[every, ...]`.
+      train: the training batch; for `adaptive` a `Period`.
       valid: the validation batch.
     """
 
-    train: Batch
+    train: Any
     valid: Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Period:
+    """The training batches of a period's elementary steps, made one by one when they are asked for.
+
+    Attributes:
+      data: the training data.
+      t: int32 scalar, the period.
+      key: PRNG key of the period, or None.
+      batch_fn: `batch_fn(data, step, key)`, or None for all of the data.
+      every: elementary steps in a period.
+    """
+
+    data: Data
+    t: Array
+    key: Array | None
+    batch_fn: BatchFn | None = dataclasses.field(metadata={"static": True})
+    every: int = dataclasses.field(metadata={"static": True})
+
+    def at(self, i: Array) -> Batch:
+        """Returns the batch of the period's step i, 0 <= i < every."""
+        return _batch(self.batch_fn, self.data, self.t * self.every + i, folded(self.key, i))
 
 
 def paired(batch_fn: BatchFn | None = None, valid_batch_fn: BatchFn | None = None) -> BatchFn:
@@ -57,8 +81,7 @@ def periods(
     """Returns a batch function for `adaptive`: the batches of a period, and one to judge it.
 
     Period t has the elementary steps t * every to (t + 1) * every - 1, by which `batch_fn` is
-    called; each has a key of its own. Their batches are laid side by side: memory for
-    every * batch_size examples.
+    called; each has a key of its own. Training batches are made one at a time.
 
     Args:
       batch_fn: `batch_fn(train_data, step, key)`; None hands over all of the training data.
@@ -70,9 +93,9 @@ def periods(
       ValueError: `every` is no positive int; at the first step, the data are no pair.
 
     >>> from hgrad_jax.data import minibatches
-    >>> periods(minibatches(2), every=2)((jnp.arange(6), jnp.arange(1)), 1, None).train
-    Array([[4, 5],
-           [0, 1]], dtype=int32)
+    >>> batches = periods(minibatches(2), every=3)((jnp.arange(10), jnp.arange(1)), 1, None)
+    >>> [batches.train.at(i).tolist() for i in range(3)]
+    [[6, 7], [8, 9], [0, 1]]
     """
     _require(batch_fn, valid_batch_fn)
     return _Periods(batch_fn, valid_batch_fn, positive("every", every))
@@ -99,14 +122,9 @@ class _Periods:
 
     def __call__(self, data: Data, t: Array, key: Array | None) -> Batches:
         train, valid = _parts(data)
-
-        def at(i: Array) -> Batch:
-            return _batch(self.batch_fn, train, t * self.every + i, folded(key, i))
-
-        # Not vmapped, which a batch function of the user need not withstand.
-        batches = jax.lax.map(at, jnp.arange(self.every, dtype=jnp.int32))
+        period = Period(train, jnp.int32(t), key, self.batch_fn, self.every)
         valid_key = folded(key, self.every)
-        return Batches(batches, _batch(self.valid_batch_fn, valid, t, valid_key))
+        return Batches(period, _batch(self.valid_batch_fn, valid, t, valid_key))
 
 
 def split(batch: Any) -> tuple[Batch, Batch]:

@@ -1,9 +1,9 @@
 """The hyperparameters that a transition learns: their place in its state, and their update.
 
 Every online method is told the names of some entries of `hparams`. `init` copies those into the
-state, where `step` updates them; the other entries are read from `hparams` at every step, so that
-they may be schedules, or differ between the runs of a `vmap`. What is given for a learned entry is
-where it starts.
+state, where `step` updates them: what is given is where they start, and of a schedule only the
+first value would count. The other entries are read from `hparams` at every step, so that they may
+be schedules.
 """
 
 from collections.abc import Callable, Mapping, Sequence

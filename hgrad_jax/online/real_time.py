@@ -61,6 +61,7 @@ def rtho(
     every: int = 1,
     discount: Source = 1.0,
     bounds: Bounds | None = None,
+    memory: float = 2**31,
 ) -> Transition:
     """Trains, and every `every` steps updates hyperparameters by a hypergradient of the whole past.
 
@@ -86,13 +87,16 @@ def rtho(
       discount: a number in [0, 1], or a function of hparams.
       bounds: `{name: (lower, upper)}`, numbers or functions of hparams, None for no bound: what is
         learned is clipped to them.
+      memory: how many bytes the tangents may take, in each run of a `vmap`; `math.inf` for no
+        bound.
 
     Returns:
       A Transition whose state is a `RealTimeState`: `out.state.hparams` is what was learned. Its
       batches are `Batches`: use `paired`.
 
     Raises:
-      TypeError, ValueError: an argument is not what it should be.
+      TypeError, ValueError: an argument is not what it should be; when it is traced, the tangents
+        take more than `memory`.
 
     Example:
       >>> import jax.numpy as jnp, optax, hgrad_jax as hg
@@ -115,6 +119,8 @@ def rtho(
     positive("every", every)
     if not callable(discount):
         _require_fraction(discount)
+    if isinstance(memory, bool) or not memory > 0:
+        raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes.")
 
     def init(params: Params, hparams: Hparams) -> RealTimeState:
         start = meta.start(hparams)
@@ -126,6 +132,7 @@ def rtho(
         def column(direction: Learned) -> tuple[list[Array], list[Array], State]:
             return jax.jvp(first, (start,), (direction,), has_aux=True)
 
+        _require_room(start, jax.eval_shape(first, start)[0], memory)
         _, tangents, state = jax.vmap(column, out_axes=(None, 0, None))(_directions(start))
         zeros = jax.tree.map(jnp.zeros_like, start)
         return RealTimeState(state, start, tangents, meta.init(start, hparams), zeros, jnp.int32(0))
@@ -193,8 +200,21 @@ def _filled(state: State, floats: list[Array]) -> State:
 def _contract(tangents: Array, bar: Array) -> Array:
     """Returns `[D]`, the inner product of each tangent with a cotangent."""
     # Not a matrix product, which an accelerator may compute in fewer digits.
-    products = (tangents * bar).astype(jnp.promote_types(bar.dtype, jnp.float32))
+    wide = jnp.promote_types(bar.dtype, jnp.float32)
+    products = tangents.astype(wide) * bar.astype(wide)
     return jnp.sum(products.reshape(tangents.shape[0], -1), axis=1)
+
+
+def _require_room(learned: Learned, state: list[Any], memory: float) -> None:
+    """Raises a ValueError if the tangents do not fit the memory."""
+    size = sum(x.size for x in jax.tree.leaves(learned))
+    taken = size * sum(x.size * x.dtype.itemsize for x in state)
+    if taken > memory:
+        raise ValueError(
+            f"learned has the size {size}, and a state for each number takes {taken:.3g} bytes, "
+            f"above memory, {memory:.3g}; learn fewer, as by hg.hyper's sharing, use "
+            "hg.online.adaptive, or raise memory."
+        )
 
 
 def _require_fraction(discount: Any) -> None:
