@@ -1,6 +1,7 @@
 """Hypergradients: gradients through training, exact to the last bit."""
 
 from hgrad_jax import hyper as hyper
+from hgrad_jax import online as online
 from hgrad_jax.adjoints.base import Adjoint as Adjoint
 from hgrad_jax.adjoints.base import Work as Work
 from hgrad_jax.adjoints.checkpointed import Checkpointed as Checkpointed
