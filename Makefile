@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu bench bench_sweep study lint types docs clean
+.PHONY: help run test test-slow test-gpu bench bench_forward bench_sweep study lint types docs clean
 .PHONY: penguins forward_gradient_cnn usps_backprop optimizers
 
 help:  ## List the targets
@@ -48,6 +48,9 @@ test-gpu: $(INSTALLED)  ## Run the tests marked gpu and a short benchmark, if th
 	else \
 	  $(PY) -m pytest -m gpu $(ARGS) && $(PY) -m experiments.bench --quick; \
 	fi
+
+bench_forward: $(INSTALLED)  ## Time forward gradients beside backpropagation
+	$(PY) -m experiments.$@ $(ARGS)
 
 bench: $(INSTALLED)  ## Measure time and memory against rivals (ARGS=...)
 	$(PY) -m experiments.bench $(ARGS)
