@@ -1,7 +1,5 @@
 """RTHO, T1-T2 and the adaptive method: by derivation in NumPy, and against each other."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,18 +77,22 @@ def test_the_first_window_of_rtho_is_forward_mode(inner):
     def objective(params, hparams, valid):
         return valid_loss(params, hparams, valid, None)
 
-    with jax.enable_x64(True):
-        forward = hg.value_and_hypergradient(
+    @jax.jit
+    def forward_mode(hparams):
+        return hg.value_and_hypergradient(
             objective,
             inner,
             jnp.asarray(START),
-            jax.tree.map(jnp.asarray, hparams),
+            hparams,
             TRAIN,
             VALID[[num_steps - 1]],
             num_steps=num_steps,
             batch_fn=minibatches(1),
             adjoint=hg.ForwardMode(),
         )
+
+    with jax.enable_x64(True):
+        forward = forward_mode(jax.tree.map(jnp.asarray, hparams))
     for name in hparams:
         found = out.state.hypergradient[name]
         np.testing.assert_allclose(found, forward.hparams[name], rtol=1e-12)
@@ -267,14 +269,17 @@ def test_adaptive_finds_learning_rates_for_the_digits():
         "log10_l2": jax.tree.map(lambda x: jnp.full_like(x, -3.0), params),
     }
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def validated(step_size):
-        steps = online.by_sign({"log_learning_rate": step_size, "log10_l2": step_size / 20})
-        bounds = {"log_learning_rate": (None, 0.0)}
-        rule = online.adaptive(inner, cross_entropy, every=10, make_tx=steps, bounds=bounds)
-        batch_fn = online.periods(minibatches(50), minibatches(100), every=10)
-        data = (train, valid)
-        out = hg.unroll(rule, params, hparams, data, num_steps=30, batch_fn=batch_fn)
+    steps = {"log_learning_rate": hg.field("step"), "log10_l2": lambda h: h["step"] / 20}
+    bounds = {"log_learning_rate": (None, 0.0)}
+    rule = online.adaptive(
+        inner, cross_entropy, every=10, make_tx=online.by_sign(steps), bounds=bounds
+    )
+    batch_fn = online.periods(minibatches(50), minibatches(100), every=10)
+
+    @jax.jit
+    def validated(step):
+        given, data = hparams | {"step": step}, (train, valid)
+        out = hg.unroll(rule, params, given, data, num_steps=30, batch_fn=batch_fn)
         return cross_entropy(out.params, hparams, valid, None), out.state.hparams
 
     plain, _ = validated(0.0)
