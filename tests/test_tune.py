@@ -98,7 +98,9 @@ class TestTune:
         assert_close(out.hparams, hparams)
         assert_close(out.history.value, values)
         mean = jax.tree.map(lambda g: g.mean(0), gradients)
-        assert_close(out.history.norm[-1], optax.global_norm(mean))
+        assert_close(
+            out.history.norm[-1], np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(mean)))
+        )
         assert_close(out.history.hparams["log_rate"]["norm"][-1], np.linalg.norm(mean["log_rate"]))
         if num_runs > 1:
             variances = [np.var(g, axis=0, ddof=1).sum() for g in jax.tree.leaves(gradients)]
@@ -193,7 +195,7 @@ class TestTune:
         assert out.best.value == out.history.value[0, 0]
         assert_close(out.best.hparams, HPARAMS)
 
-    def test_reversible_runs_and_says_that_it_restored(self, tmp_path):
+    def test_reversible_runs_say_that_they_are_restored_and_a_bar_goes_on(self, tmp_path, capsys):
         def plain_loss(params, hparams, batch, key):
             return jnp.sum((params - 1.0) ** 2)
 
@@ -208,14 +210,11 @@ class TestTune:
             optimizer=hg.nonnegative_adam(0.01),
             adjoint=hg.Reversible(),
             records=hg.Records(tmp_path, figures_every=None),
-            progress=False,
+            progress=True,
         )
+        assert "meta-step 2/2" in capsys.readouterr().err
         assert [line["is_restored"] for line in read_lines(tmp_path)] == [True, True]
         assert out.history.value[1, 0] < out.history.value[0, 0]
-
-    def test_a_bar_is_shown(self, capsys):
-        tune(progress=True)
-        assert "meta-step" in capsys.readouterr().err
 
 
 class TestMetaStep:
@@ -297,7 +296,7 @@ class TestBad:
         with pytest.warns(RuntimeWarning, match=r"meta-step \d is skipped: the training") as told:
             out = tune(sometimes_nan, on_bad=hg.Skip(2), **settings)
         assert len(told) == 2
-        assert [w.filename for w in told] == [__file__] * 2
+        assert [w.filename for w in told] == [tune_child.__file__] * 2
         assert out.history.is_bad.tolist() == [False, True, True, False]
         assert int(optax.tree.get(out.opt_state, "count")) == 2
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(out.hparams))
@@ -363,7 +362,7 @@ class TestRecords:
             assert summary["norm"] == pytest.approx(norm)
             assert line["bytes"] > 0
             assert line["problem"] is line["is_restored"] is None
-        assert_close(lines[0]["hparams"]["log_rate"], HPARAMS["log_rate"])
+        assert_close(np.array(lines[0]["hparams"]["log_rate"]), HPARAMS["log_rate"])
 
     def test_figures_are_images_with_something_on_them(self, recorded):
         for name in ("value", "hypergradient", "hparams"):
@@ -415,9 +414,13 @@ class TestRecords:
             tune(records=hg.Records(folder), num_runs=2)
         assert path.read_bytes() == before
 
-    # Where a kill can come between two writes, as an exception that nothing catches.
-    @pytest.mark.parametrize("place", range(1, 9))
-    def test_every_place_between_two_writes(self, place, recorded, tmp_path, monkeypatch):
+    def test_a_kill_before_any_of_the_writes(self, recorded, tmp_path, monkeypatch):
+        """As an exception that nothing catches, when a file is written but not yet in its place.
+
+        The calls, each of which goes on where the one before was killed: in the first line, in the
+        second, in a figure halfway, in a figure at the end.
+        """
+
         class Killed(BaseException):
             pass
 
@@ -425,22 +428,28 @@ class TestRecords:
 
         def counted(function, *args):
             writes.append(args)
-            if len(writes) == place:
+            if len(writes) == call:
                 raise Killed
             return function(*args)
 
-        folder = tmp_path / "run"
+        def timeless(folder):
+            return [json.dumps(line | {"seconds": 0}) for line in read_lines(folder)]
+
+        folder, names = tmp_path / "run", []
         settings = {"num_runs": 2, "records": hg.Records(folder, figures_every=2, is_whole=True)}
-        with monkeypatch.context() as patch:
-            # Before the new file takes its place, when all of it is written beside.
-            patch.setattr(records.os, "replace", functools.partial(counted, os.replace))
-            with pytest.raises(Killed):
+        for call in (1, 2, 3, 4):
+            writes.clear()
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(records.os, "replace", functools.partial(counted, os.replace))
                 tune(**settings)
-        whole = [json.dumps(line | {"seconds": 0}) for line in read_lines(recorded[0])]
-        left = [json.dumps(line | {"seconds": 0}) for line in read_lines(folder)]
-        assert left == whole[: len(left)]
+            names.append(writes[-1][1].name)
+            left = timeless(folder)
+            assert left == timeless(recorded[0])[: len(left)]
+            for figure in folder.glob("[!.]*.png"):
+                imread(figure)
+        assert names == [*["meta_steps.jsonl"] * 2, "hypergradient.png", "hparams.png"]
         assert same_bits(tune(**settings), recorded[1])
-        assert [json.dumps(line | {"seconds": 0}) for line in read_lines(folder)] == whole
+        assert timeless(folder) == timeless(recorded[0])
         assert {path.name for path in folder.iterdir()} == {
             *("checkpoints", "hparams.png", "hypergradient.png", "meta_steps.jsonl", "value.png")
         }
@@ -464,19 +473,19 @@ class TestKilled:
         moments = random.Random(5)
         folder, result = tmp_path / "run", tmp_path / "result.npz"
         command = [sys.executable, "-m", "tests.tune_child", str(folder), str(result)]
-        for at in (1, 4, 7):
+        for at in (1, 6, 11):
             child = subprocess.Popen(command)
             try:
                 while child.poll() is None and len(read_lines(folder)) < at:
                     time.sleep(0.002)
-                time.sleep(moments.uniform(0, 0.15))
+                time.sleep(moments.uniform(0, 0.1))
                 os.kill(child.pid, signal.SIGKILL)
             finally:
                 child.kill()
                 status = child.wait()
             assert status == -signal.SIGKILL, f"the child ended before it was killed: {status}"
             assert at <= len(read_lines(folder)) < tune_child.NUM_META_STEPS
-            for figure in folder.glob("*.png"):
+            for figure in folder.glob("[!.]*.png"):
                 imread(figure)
         assert not result.exists()
         subprocess.run(command, check=True)
@@ -545,7 +554,7 @@ class TestSharedExamples:
         ({"test": VALID, "metrics": metrics}, ValueError, "test overlaps valid: 6 of its examples"),
         ({"num_meta_steps": 0}, ValueError, "num_meta_steps is 0; it must be a positive int"),
         ({"num_runs": 1.5}, ValueError, "num_runs is 1.5; it must be a positive int"),
-        ({"num_steps": lambda k: 4 - k}, ValueError, "at least one and at most num_steps = 1"),
+        ({"num_steps": lambda k: 2 - k}, ValueError, "at least one and at most num_steps = 1"),
         ({"num_steps": lambda k: 2.0}, TypeError, "num_steps is 2.0; it must be an int"),
         ({"key": None}, ValueError, "key is None, but several runs, fresh splits and random"),
         ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),

@@ -14,7 +14,7 @@ import optax
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches
 
-NUM_META_STEPS = 12
+NUM_META_STEPS = 20
 KEY = jax.random.key(0)
 
 
@@ -74,14 +74,14 @@ def tune_at_length(folder):
     """Returns the Tuned of the run that is killed: everything that it may go on with."""
     return tune(
         test=TEST,
-        num_steps=lambda meta_step: 4 if meta_step < 6 else 6,
+        num_steps=lambda meta_step: 4 if meta_step < 3 else 6,
         num_meta_steps=NUM_META_STEPS,
         optimizer=optax.adam(0.1),
-        num_runs=3,
+        num_runs=2,
         fresh_splits=True,
         metrics=metrics,
         early_stopping=hg.EarlyStopping("valid_error", patience=None),
-        records=None if folder is None else hg.Records(folder, figures_every=2),
+        records=None if folder is None else hg.Records(folder, figures_every=4),
     )
 
 
