@@ -21,7 +21,9 @@ KEY = jax.random.key(0)
 def linear_data(num_examples, seed):
     draws = np.random.RandomState(seed)
     x = draws.standard_normal((num_examples, 3)).astype(np.float32)
-    return x, x @ np.float32([1.0, 2.0, 3.0]) + np.float32(draws.standard_normal(num_examples))
+    return x, x @ np.array([1.0, 2.0, 3.0], np.float32) + np.float32(
+        draws.standard_normal(num_examples)
+    )
 
 
 TRAIN, VALID, TEST = (linear_data(n, seed) for seed, n in enumerate((12, 6, 5)))
@@ -53,7 +55,7 @@ def metrics(params, data):
 
 
 RULE = hg.sgd(loss)
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "num_steps": 4,
     "num_meta_steps": 3,
     "optimizer": hg.sign_descent(0.1),

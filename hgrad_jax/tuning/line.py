@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from hgrad_jax.training.sweep_table import by_name
 from hgrad_jax.tuning.history import Rows
 from hgrad_jax.tuning.program import Outcome
 from hgrad_jax.tuning.records import plain
 from hgrad_jax.types import Hparams
+
+STORES = ("bits_per_step", "entropy_per_step")
+"""Of `RunInfo`, by variable: means over runs."""
 
 
 def line_of(
@@ -35,6 +40,10 @@ def line_of(
         kind, slash, leaf = name.partition("/")
         if slash:
             summaries.setdefault(leaf, {})[kind] = number
+
+    def means(by_variable: dict[str, Any]) -> dict[str, Any]:
+        return {name: np.mean(x) for name, x in by_variable.items()}
+
     mismatches = found.info.mismatches
     line = {
         "meta_step": rows.num_done - 1,
@@ -46,6 +55,7 @@ def line_of(
         "summaries": summaries,
         "seconds": numbers["seconds"],
         "bytes": num_bytes,
+        **{name: means(getattr(found.info.run, name)) for name in STORES},
         "is_restored": None if mismatches is None else bool(found.info.is_restored.all()),
         "problem": problem,
     }
