@@ -163,31 +163,32 @@ def problem(
     }
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def evaluate(hparams: dict[str, Any], data: Data, *, config: Config) -> dict[str, Array]:
-    """Returns losses and error rates [runs] after trainings from seeds that were not tuned on."""
-    model = make_model(config)
-    found = problem(config, data.train.inputs)
+def trained_and_measured(
+    config: Config, hparams: dict[str, Any], key: Array, data: Data
+) -> dict[str, Array]:
+    """Returns losses and error rates after a training; pure."""
+    model, found = make_model(config), problem(config, data.train.inputs)
+    key_init, key_run = jax.random.split(key)
+    params = hg.unroll(
+        found["transition"],
+        found["init_params"](key_init),
+        hparams,
+        data.train,
+        key=key_run,
+        **{name: found[name] for name in ("num_steps", "batch_fn", "hparams_axes")},
+    ).params
+    measured = {}
+    for name, part in (("validation", data.valid), ("test", data.test)):
+        scores = logits(model, params, part.inputs)
+        measured[f"{name}_loss"] = cross_entropy(scores, part.labels)
+        measured[f"{name}_error"] = error_rate(scores, part.labels)
+    return measured
 
-    def measure(key: Array) -> dict[str, Array]:
-        key_init, key_run = jax.random.split(key)
-        params = hg.unroll(
-            found["transition"],
-            found["init_params"](key_init),
-            hparams,
-            data.train,
-            key=key_run,
-            **{name: found[name] for name in ("num_steps", "batch_fn", "hparams_axes")},
-        ).params
-        measured = {}
-        for name, part in (("validation", data.valid), ("test", data.test)):
-            scores = logits(model, params, part.inputs)
-            measured[f"{name}_loss"] = cross_entropy(scores, part.labels)
-            measured[f"{name}_error"] = error_rate(scores, part.labels)
-        return measured
 
+def held_out_keys(config: Config) -> Array:
+    """Returns keys [num_runs] of seeds that were not tuned on."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), HELD_OUT), 0)
-    return jax.vmap(measure)(jax.random.split(key, config.num_runs))
+    return jax.random.split(key, config.num_runs)
 
 
 def records_folder(config: Config) -> Path:
@@ -213,6 +214,12 @@ def run(config: Config, data: Data, console: Console) -> dict[str, Any]:
         key=jax.random.key(config.seed),
         records=hg.Records(folder, every=5, figures_every=None, is_whole=True),
     )
+    found = hg.sweep(
+        functools.partial(trained_and_measured, config),
+        [first, tuned.hparams],
+        data,
+        keys=held_out_keys(config),
+    )
     lines = [json.loads(x) for x in (folder / "meta_steps.jsonl").read_text().splitlines()]
     result = {
         "experiment": "tune_digits",
@@ -221,8 +228,8 @@ def run(config: Config, data: Data, console: Console) -> dict[str, Any]:
         "seed": config.seed,
         "config": dataclasses.asdict(config),
         "num_hparams": count,
-        "before": evaluate(first, data, config=config),
-        "after": evaluate(tuned.hparams, data, config=config),
+        "before": {name: values[0] for name, values in found.results.items()},
+        "after": {name: values[1] for name, values in found.results.items()},
         "seconds_per_meta_step": np.median(tuned.history.seconds),
         "temp_bytes": lines[-1]["bytes"],
         "bits_per_step": lines[-1]["bits_per_step"]["velocity"],
