@@ -13,7 +13,8 @@ is, when the directions are drawn jointly for all tensors,
 
 The least that a single direction can have is (d - 1) |g|^2, since E|v|^2 = d. There are no
 antithetic pairs: a derivative is linear in its direction, so v and -v give the same estimate, and
-the second tells nothing. What helps instead is to make the next direction orthogonal.
+the second tells nothing. (They help finite differences, whose second-order error they cancel;
+there are none here.) What helps instead is to make the next direction orthogonal.
 """
 
 import abc

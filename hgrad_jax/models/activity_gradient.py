@@ -51,6 +51,11 @@ def activity_forward_gradient(
     the same pass: their error is that of `forward_gradient`. So are the layers' own that `layers`
     leaves out: a convolution has more units than weights, and is at times better off so.
 
+    Mapping one estimate over keys at the same parameters (`vmap`, not `lax.map`) is wrong with
+    jaxlib 0.10 on a CPU for a network of one layer: its compiler gets the sum of a * e, times e,
+    wrong where e has one more axis than a and 32,768 numbers. Trainings side by side are not
+    affected, since their parameters differ; jaxlib 0.11 is right.
+
     Args:
       example_losses: `example_losses(params, hparams, batch, key) -> [B]`, which applies flax
         modules; `hgrad_jax.models.example_losses(model)` is that of a classifier. Example b's loss
