@@ -14,6 +14,7 @@ from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.decay import SMALLEST_DECAY
 from hgrad_jax.exact.forward import run_forward
+from hgrad_jax.functions import is_number
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, hparams_of, steps
 from hgrad_jax.trees import Layout, layout
@@ -63,9 +64,9 @@ class Reversible(Adjoint):
             bounds = tuple(sorted(self.smallest_decay.items()))
             object.__setattr__(self, "smallest_decay", bounds)
         for bound in self.bounds().values():
-            if not 0 < bound <= 1:
+            if not is_number(bound) or not 0 < bound <= 1:
                 raise ValueError(
-                    f"smallest_decay is {bound}; it must be in (0, 1]: 0.9 where momentum is 0.9."
+                    f"smallest_decay is {bound!r}; it must be in (0, 1]: 0.9 where momentum is 0.9."
                 )
 
     def bounds(self) -> dict[Any, float]:
@@ -73,7 +74,7 @@ class Reversible(Adjoint):
         given = self.smallest_decay
         if given is None:
             return {}
-        return dict(given) if isinstance(given, Mapping | tuple) else {None: given}
+        return dict(given) if isinstance(given, tuple) else {None: given}  # pyright: ignore
 
     def require(self, transition: Transition) -> None:
         """Raises a ValueError if the rule has no exact map, or has no variable of a given name."""

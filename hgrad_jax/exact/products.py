@@ -25,6 +25,7 @@ from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.elementary.kick_drift import KickDrift
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
+from hgrad_jax.jaxprs import has_custom_vjp
 from hgrad_jax.trees import Layout, ravel, ravel_in_place, unravel
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
@@ -93,8 +94,7 @@ def products_at(
     `jvp` returns all. If not, the gradient is evaluated first, apart: out of
     `jax.linearize` it comes with other bits (measured: in all weights of a convolutional net with
     batch normalization). So it is before `vjp`, which serves where the gradient is a user's
-    estimator, whose Jacobian need not be symmetric, or where the loss contains a `custom_vjp`,
-    which forbids `jvp`.
+    estimator, or the loss contains a `custom_vjp`: of neither the Jacobian need be symmetric.
     """
     direction = _direction(rule, hparams, t, like, view, slots, bars)
 
@@ -179,27 +179,12 @@ def is_twice_forward(
     where: Any,
     t: Array,
 ) -> bool:
-    """Returns whether the gradient is that of a loss that `jvp` differentiates after `grad`."""
-    if rule.loss is None:
+    """Returns whether the gradient is that of a loss whose mixed derivatives are symmetric."""
+    loss = rule.loss
+    if loss is None:
         return False
 
-    def tangent(params, hparams, where, t):
-        return jax.jvp(
-            lambda p: _gradients(rule, p, hparams, *batch_and_key(where, t)), (params,), (params,)
-        )
+    def at_step(params, hparams, where, t):
+        return loss(params, hparams, *batch_and_key(where, t))
 
-    # A derivative of a custom_vjp is traced as this primitive, which has no value: it raises only
-    # when it is compiled, and inside a scan it is compiled even if nothing needs it.
-    jaxpr = jax.make_jaxpr(tangent)(params, hparams, where, t).jaxpr
-    return "custom_lin" not in _primitives(jaxpr)
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-    """Returns the names of all primitives in a jaxpr, nested ones included."""
-    names = {equation.primitive.name for equation in jaxpr.eqns}
-    for equation in jaxpr.eqns:
-        for leaf in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(leaf, "jaxpr", leaf)
-            if hasattr(inner, "eqns"):
-                names |= _primitives(inner)
-    return names
+    return not has_custom_vjp(at_step, params, hparams, where, t)
