@@ -299,7 +299,7 @@ class TestBad:
         assert len(told) == 2
         assert [w.filename for w in told] == [tune_child.__file__] * 2
         assert out.history.is_bad.tolist() == [False, True, True, False]
-        assert int(optax.tree.get(out.opt_state, "count")) == 2
+        assert int(out.opt_state[0].count) == 2
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(out.hparams))
         assert "BAD" in str(out.history)
 
@@ -573,6 +573,11 @@ class TestSharedExamples:
         ({"records": "folder"}, TypeError, r"records is 'folder'; it must be an hg.Records"),
         ({"test": TEST}, ValueError, "test is given, but metrics is None"),
         ({"valid": None, "metrics": metrics}, ValueError, "metrics is given, but neither valid"),
+        (
+            {"metrics": lambda params, data: jnp.float32(0.5)},
+            ValueError,
+            "it must return a dict of scalars by name",
+        ),
         ({"hparams": {}, "run_hparams": None}, ValueError, "hparams is an empty tree"),
         ({"hparams": {"a": 1}}, TypeError, r"hparams\['a'\] has dtype int32"),
         ({"train": (TRAIN[0], TRAIN[1] * np.nan)}, ValueError, r"train\[1\] has 12 numbers"),

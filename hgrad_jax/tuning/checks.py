@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hgrad_jax import validate
@@ -92,7 +93,7 @@ def lengths(
         require_function(run_hparams, call, "a function, or None")
     for length in dict.fromkeys(found):
         of_run = hparams
-        if run_hparams is not None and isinstance(length, int) and length > 0:
+        if run_hparams is not None and isinstance(length, int | np.integer) and length > 0:
             of_run = jax.eval_shape(lambda h, n=length: run_hparams(h, n), hparams)
         validate.schedules(of_run, hparams_axes, length)
     return [int(length) for length in found]

@@ -244,10 +244,10 @@ def _key(key: Array | None, role: int, k: int) -> Array | None:
     return None if key is None else jax.random.fold_in(jax.random.fold_in(key, role), k)
 
 
-def _mean_over_runs(metrics: Callable[..., Mapping[str, Any]]) -> Callable[..., dict[str, Array]]:
-    def mean(params: Params, data: Data, *args: Any) -> dict[str, Array]:
+def _mean_over_runs(metrics: Callable[..., Mapping[str, Any]]) -> Callable[..., Any]:
+    def mean(params: Params, data: Data, *args: Any) -> Any:
         found = jax.vmap(lambda each: metrics(each, data, *args))(params)
-        return {name: jnp.mean(x, axis=0) for name, x in found.items()}
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
 
     return mean
 
