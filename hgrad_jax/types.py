@@ -52,7 +52,8 @@ class Transition(NamedTuple):
       why_not: where `exact` is None, the reason in a few words, for the error that `Reversible()`
         raises.
       update: `update(params, gradient, slots, hparams, count=0) -> (params, slots)`, the step for a
-        gradient that is given: no loss, no batch, no state. `slots` are the rule's by name, as in
+        gradient that is given: no loss, no batch, no state, and no `gradient=` of the rule, whose
+        modifiers do not see it. `slots` are the rule's by name, as in
         its state, or None for those it starts with; `count` is the number of steps taken before,
         which Adam's corrections depend on. A transition that is not of this library has none unless
         it is given one, and says so when it is called.
