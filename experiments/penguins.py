@@ -267,7 +267,7 @@ def table(records: Sequence[dict[str, Any]], num_seeds: int) -> str:
 
 
 def quartiles(curves: np.ndarray) -> np.ndarray:
-    """Returns the quartiles over seeds of curves `[seeds, T]`, each the value of some seed: `[3, T]`.
+    """Returns the quartiles over seeds of curves `[seeds, T]`, each a value of some seed: `[3, T]`.
 
     A loss that is NaN counts as infinite: a seed that diverged must not leave the statistics.
 
