@@ -2,7 +2,7 @@
 
 The network is conv 3x3 (1-2), conv 3x3 (2-4), max-pool 2, dense 64, dense 10, with ReLU. A report
 trained it on 500 digits of MNIST by 100 steps along one Gaussian direction each, and it did not
-learn: the error of such an estimate is as many times the gradient as there are weights, 51,600, so
+learn: the error of such an estimate is as many times the gradient as there are weights, 50,986, so
 that the step must be hundreds of times shorter than backpropagation's, and the steps hundreds of
 times as many. Compared are that setting; one direction with a step as long as it bears; 8 and 64
 directions; and directions of pre-activations, one for each example, which are fewer than weights.

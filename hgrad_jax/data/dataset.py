@@ -46,7 +46,8 @@ def num_examples(data: Any) -> int:
       N as a Python integer: it is static under `jax.jit`.
 
     Raises:
-      ValueError: there is no array, an array is a scalar, or the leading axes differ.
+      ValueError: there is no array, an array is a scalar, the leading axes differ, or they are
+        empty.
 
     >>> num_examples({"inputs": np.zeros((5, 2)), "labels": np.zeros(5)})
     5
@@ -61,7 +62,10 @@ def num_examples(data: Any) -> int:
     if len(lengths) > 1 or () in lengths:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise ValueError(f"data must have one leading axis, the examples, in common: got {listed}.")
-    return lengths.pop()[0]
+    (length,) = lengths.pop()
+    if length == 0:
+        raise ValueError("data has no examples: its arrays have a leading axis of length 0.")
+    return length
 
 
 def split(data: T, sizes: Sequence[int] | Sequence[float], *, seed: int) -> tuple[T, ...]:

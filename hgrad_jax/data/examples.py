@@ -27,9 +27,15 @@ def validate_examples(data: Any, num_classes: int, name: str = "data") -> Any:
     ...
     ValueError: data has the label 2 at example 1; the classes are 0..1: correct it, ...
     """
+    if len(data) != 2:
+        raise ValueError(f"{name} has {len(data)} parts; it must be the pair (inputs, labels).")
     inputs, labels = (np.asarray(part) for part in data)
-    if num_examples((inputs, labels)) == 0:
-        raise ValueError(f"{name} has no examples; give at least one.")
+    num_examples((inputs, labels))
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{name} has labels of shape {list(labels.shape)}; a label is one integer: take "
+            "np.argmax(labels, -1) of distributions."
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(
             f"{name} has labels of dtype {labels.dtype}; a class is an integer: convert them."

@@ -258,12 +258,13 @@ def from_update(
         slots = {name: floats(slot, f"slots[{name!r}]") for name, slot in slots.items()}
         for name, slot in slots.items():
             require_like(slot, params, f"slots[{name!r}]")
-        if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
+        if isinstance(count, str) or not jnp.issubdtype(jnp.result_type(count), jnp.integer):
             raise TypeError(f"count is {count!r}; it must be an int, the steps taken before.")
         return update(params, gradient, slots, hparams, jnp.asarray(count, jnp.int32))
 
     def step(state, hparams, batch, key):
-        at = gradient(state.params, hparams, batch, key)
+        at = floats(gradient(state.params, hparams, batch, key), "the gradient")
+        require_like(at, state.params, "the gradient")
         params, slots = update(state.params, at, state.slots, hparams, state.count)
         return KickDriftState(params, slots, state.count + 1)
 
@@ -370,4 +371,10 @@ def named(stage: str, increments: Any, names: tuple[str, ...]) -> dict[str, Para
 def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Params:
     """Returns factor * tree + increment in the dtypes of `tree`, the factor being a tree prefix."""
     full = spread(factor, tree, f"the decay of {name!r}")
-    return jax.tree.map(lambda a, x, y: (a * x + y).astype(x.dtype), full, tree, increment)
+
+    def at_leaf(a: Any, x: Array, y: Array) -> Array:
+        # In float32 at least: a Python number beside a bfloat16 would be rounded to it, 0.999 to 1.
+        a = jnp.asarray(a, jnp.promote_types(x.dtype, jnp.float32))
+        return (a * x + y).astype(x.dtype)
+
+    return jax.tree.map(at_leaf, full, tree, increment)

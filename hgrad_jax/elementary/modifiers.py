@@ -130,8 +130,11 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
                 f"clip_by_norm bounds one norm over all tensors by one number: got {c!r}; "
                 "clip_by_value takes a bound for each."
             )
-        squares = elementwise(lambda g: g**2, gradient)
-        norm = root(jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(squares)))))
+        squares = [
+            jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32))))
+            for g in jax.tree.leaves(gradient)
+        ]
+        norm = root(jnp.asarray(sum(squares)))
         is_long = norm > c
         factor = jnp.where(is_long, c / jnp.where(is_long, norm, 1), 1)
         return elementwise(lambda g, factor: factor * g, gradient, factor=factor)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation, gradient_from
+from hgrad_jax.elementary.kick_drift import floats, require_like
 from hgrad_jax.functions import require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
 
@@ -88,13 +89,16 @@ def from_optax(
         params: Params, gradient: Params, slots: Any, hparams: Hparams, count: int = 0
     ) -> tuple[Params, Any]:
         del count  # optax keeps its own in the slots
+        params, gradient = floats(params, "params"), floats(gradient, "gradient")
+        require_like(gradient, params, "gradient")
         tx = made(hparams)
         slots = tx.init(params) if slots is None else slots
         updates, slots = tx.update(gradient, slots, params)
         return optax.apply_updates(params, updates), slots
 
     def step(state: OptaxState, hparams: Hparams, batch: Batch, key: Array | None) -> OptaxState:
-        at = gradient_at(state.params, hparams, batch, key)
+        at = floats(gradient_at(state.params, hparams, batch, key), "the gradient")
+        require_like(at, state.params, "the gradient")
         params, opt_state = update(state.params, at, state.opt_state, hparams)
         return OptaxState(params, opt_state, state.count + 1)
 

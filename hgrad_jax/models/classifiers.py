@@ -140,7 +140,16 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Returns logits [B, num_classes] for images [B, H, W, C], large enough to be halved."""
+        """Returns logits [B, num_classes] for images [B, H, W, C], large enough to be halved.
+
+        Raises:
+          ValueError: the images have no axis of channels, or `halves` does not fit.
+        """
+        if x.ndim != 4:
+            raise ValueError(
+                f"a CNN takes images [B, H, W, C]: got {list(x.shape)}; reshape them, with an axis "
+                "of one channel if need be."
+            )
         depth = len(self.channels)
         halves = (True,) * depth if self.halves is None else self.halves
         if len(halves) != depth:

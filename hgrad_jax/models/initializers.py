@@ -2,8 +2,9 @@
 
 Initializers are functions `init(key, shape, dtype) -> array`, made by the functions here and passed
 as `kernel_init=` and `bias_init=`. A kernel's last axis is the layer's outputs, those before it its
-inputs. `scaled_normal(s)` is s times a standard normal; He's and Glorot's choose s by the number of
-inputs and outputs (He, Zhang, Ren and Sun, 2015; Glorot and Bengio, 2010).
+inputs. `scaled_normal(s)` is s times a standard normal; He's and Glorot's, cut off at two standard
+deviations, choose s by the number of inputs and outputs (He, Zhang, Ren and Sun, 2015; Glorot and
+Bengio, 2010).
 """
 
 from collections.abc import Callable, Sequence

@@ -16,7 +16,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         the gradient reaches them).
 
     Returns:
-      A scalar of the logits' dtype, in nats; NaN if an integer label is not in 0..C-1.
+      A scalar of the logits' dtype, in nats; NaN, with its gradient, if an integer label is not in
+      0..C-1.
 
     Raises:
       ValueError: the shapes do not belong together, or labels without a class axis are no integers.
@@ -31,15 +32,18 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         return -jnp.mean(jnp.sum(labels.astype(logits.dtype) * log_probs, axis=-1))
     # A product with the one-hot matrix: the gradient of a gather is a scatter, whose order of
     # summation is not fixed on every device.
-    picked = jnp.sum(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype) * log_probs, -1)
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     is_class = (labels >= 0) & (labels < logits.shape[-1])
-    return -jnp.mean(jnp.where(is_class, picked, jnp.nan))
+    # In the targets, so that the gradient, which is all that training sees, is NaN too.
+    targets = jnp.where(is_class[..., None], targets, jnp.nan)
+    return -jnp.mean(jnp.sum(targets * log_probs, -1))
 
 
 def error_rate(logits: Array, labels: Array) -> Array:
     """Returns the fraction of examples whose largest logit is not at the label's class.
 
-    Piecewise constant: its gradient is zero. Among equal logits the first counts as the largest.
+    Piecewise constant: its gradient is zero. Among equal logits the first counts as the largest;
+    logits with a NaN are an error, whatever the label.
 
     Args:
       logits: floating point [*batch, C].
@@ -56,7 +60,8 @@ def error_rate(logits: Array, labels: Array) -> Array:
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     classes = labels if _is_index(logits, labels) else jnp.argmax(labels, axis=-1)
-    return jnp.mean(jnp.argmax(logits, axis=-1) != classes, dtype=jnp.float32)
+    is_wrong = (jnp.argmax(logits, axis=-1) != classes) | jnp.isnan(logits).any(-1)
+    return jnp.mean(is_wrong, dtype=jnp.float32)
 
 
 def _is_index(logits: Array, labels: Array) -> bool:

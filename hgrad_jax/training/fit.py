@@ -75,7 +75,8 @@ def fit(
       epoch_hparams: `epoch_hparams(hparams, epoch) -> hparams`, pure: what the steps of an epoch,
         an int32 scalar counted from 0, use in place of what is given. For decay per epoch.
       loss: the loss that the rule was made with, to record it for every step's batch, which costs
-        next to nothing without dropout and part of a forward pass with it; None not to.
+        next to nothing without dropout, part of a forward pass with it, and all of one where the
+        rule averages its parameters, which are those of the record; None not to.
       metrics: `metrics(params, data, *metrics_args) -> {name: scalar}`, pure, evaluated before
         training and after each epoch as train_<name> and valid_<name>; None for none. They must
         stay finite.
@@ -142,6 +143,9 @@ def fit(
     given = inputs(trajectory, hparams, train, key)
     first = in_epoch(trajectory, epoch_hparams, jnp.int32(0))
     validate.step(first, params, given)
+    if hparams_axes is None:
+        whole = first._replace(num_steps=num_epochs * length)
+        validate.no_forgotten_schedule(whole, params, hparams, given)
     measure = Measure(metrics and jax.jit(metrics), parts, metrics_args)
     names = measure.names(params)
     stopping.validate(early_stopping, "early_stopping", EarlyStopping, names)

@@ -63,7 +63,7 @@ def caption(metrics: Mapping[str, float], rate: float) -> str:
     """
     shown = [f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.2g} steps/s"]
     for name in dict.fromkeys(name.partition("_")[2] for name in metrics):
-        valid = metrics.get(f"valid_{name}")
-        brackets = "" if valid is None else f" ({valid:.3g})"
-        shown.append(f"{name} {metrics[f'train_{name}']:.3g}{brackets}")
+        parts = (metrics.get(f"train_{name}"), metrics.get(f"valid_{name}"))
+        train, valid = ("" if value is None else f"{value:.3g}" for value in parts)
+        shown.append(f"{name} {train}" + (f" ({valid})" if valid else ""))
     return ", ".join(shown)

@@ -189,6 +189,12 @@ def _number(path: Any, leaf: Any) -> np.ndarray:
             f"a setting has {leaf!r} at {jax.tree_util.keystr(path) or 'its root'}, which is no "
             "number; bind such choices into run."
         )
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if np.issubdtype(array.dtype, np.integer) and (array.astype(dtype) != array).any():
+        raise ValueError(
+            f"a setting has {leaf!r} at {jax.tree_util.keystr(path) or 'its root'}, beyond the "
+            f"range of {dtype}; write smaller integers, or enable jax_enable_x64."
+        )
     return array
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
+from hgrad_jax.data import validate_examples
+from hgrad_jax.data.dataset import num_examples
+from hgrad_jax.models import CNN, cross_entropy, error_rate
 
 
 def squares(scale):
@@ -165,3 +168,82 @@ class TestSettingsOfTrainings:
         run: Any = lambda hparams, key: hparams  # noqa: E731
         with pytest.raises(TypeError, match=r"run takes \(hparams, key\), but is called as run"):
             hg.sweep(run, settings, None)
+
+
+class TestNumbersThatWouldBeWrong:
+    """Each was silent once."""
+
+    @staticmethod
+    def loss(params, hparams, batch, key):
+        return jnp.sum(params**2)
+
+    RATE: Any = {"learning_rate": 0.25, "momentum": 0.5}  # noqa: RUF012
+
+    @pytest.mark.parametrize("make", [hg.sgd, hg.nesterov, hg.rmsprop, hg.adam, hg.heavy_ball])
+    def test_updates_of_what_does_not_fit(self, make):
+        update = make(self.loss).update
+        with pytest.raises(
+            ValueError, match=r"gradient has the shapes \(3, 2\), but params \(2,\)"
+        ):
+            update(jnp.ones(2), jnp.ones((3, 2)), None, self.RATE)
+        with pytest.raises(TypeError, match=r"gradient is .* write it in floats"):
+            update(jnp.ones(2), jnp.array([1, 3]), None, self.RATE)
+        with pytest.raises(TypeError, match=r"params is .* write it in floats"):
+            update(jnp.array([1, 2]), jnp.ones(2), None, self.RATE)
+        with pytest.raises(TypeError, match=r"count is '1'; it must be an int"):
+            update(jnp.ones(2), jnp.ones(2), None, self.RATE, TEXT.replace("2GB", "1"))
+        with pytest.raises(ValueError, match=r"slots is \['v'\]; it must be a dict of"):
+            update(jnp.ones(2), jnp.ones(2), {"v": jnp.ones(2)}, self.RATE)
+
+    @pytest.mark.parametrize("make", [hg.sgd, hg.heavy_ball])
+    def test_providers_of_what_does_not_fit(self, make):
+        rule = make(self.loss, gradient=lambda loss: lambda p, h, b, k: jnp.ones(1))
+        with pytest.raises(ValueError, match=r"the gradient has the shapes \(1,\), but params"):
+            hg.unroll(rule, jnp.ones(3), self.RATE, None, num_steps=2)
+
+    def test_labels_that_are_no_class(self):
+        """The gradient too is NaN, compiled or not, so that a training says so."""
+        labels = jnp.array([1, 10])
+        for differentiate in (jax.grad(cross_entropy), jax.jit(jax.grad(cross_entropy))):
+            bars = differentiate(jnp.ones((2, 3)), labels)
+            assert np.all(np.isnan(bars[1]))
+            assert np.all(np.isfinite(bars[0]))
+
+    def test_predictions_that_are_no_numbers(self):
+        logits = jnp.array([[jnp.nan, 0.0], [1.0, 0.0]])
+        assert error_rate(logits, jnp.array([0, 0])) == 0.5
+
+    def test_decays_in_half_precision(self):
+        """0.999 is 1 in bfloat16, whatever the number was written as."""
+
+        def second_moment(b2):
+            rule = hg.adam(lambda p, h, b, k: jnp.sum(p), learning_rate=1e-3, b2=b2)
+            out = hg.unroll(rule, jnp.zeros(1, jnp.bfloat16), {}, None, num_steps=50)
+            return out.state.slots["second_moment"]
+
+        assert second_moment(0.999) == second_moment(jnp.float32(0.999))
+
+    def test_norms_in_half_precision(self):
+        clipped = hg.clip_by_norm(1.0)(jnp.full(4, 300, jnp.float16), jnp.ones(4), {})
+        np.testing.assert_allclose(clipped, 0.5)
+        with pytest.raises(ValueError, match=r"clip_by_norm has the bound -1.0"):
+            hg.clip_by_norm(-1.0)
+
+    def test_integers_that_would_wrap(self):
+        with pytest.raises(ValueError, match=r"a setting has 1099511627776 at \['x'\], beyond"):
+            hg.sweep(lambda hparams, key, data: hparams["x"], [{"x": 2**40}, {"x": 3}], None)
+
+    def test_a_forgotten_schedule_in_fit(self):
+        rule = hg.sgd(self.loss)
+        with pytest.raises(ValueError, match=r"\['learning_rate'\] .* would serve as a schedule"):
+            hg.fit(rule, jnp.ones(4), {"learning_rate": jnp.ones(4)}, None, num_epochs=4)
+
+    def test_images_without_channels(self):
+        with pytest.raises(ValueError, match=r"a CNN takes images \[B, H, W, C\]: got \[6, 8, 8\]"):
+            CNN(3, channels=(2,)).init(jax.random.key(0), jnp.ones((6, 8, 8)), train=False)
+
+    def test_examples(self):
+        with pytest.raises(ValueError, match="data has no examples"):
+            num_examples((jnp.ones((0, 2)),))
+        with pytest.raises(ValueError, match="a label is one integer"):
+            validate_examples((np.ones((2, 2)), np.array([[0, 1], [0, 9]])), 3)
