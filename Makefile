@@ -15,10 +15,11 @@ INSTALLED := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu bench study lint types docs clean
+.PHONY: help run test test-slow test-gpu bench bench_forward bench_sweep study lint types docs clean
+.PHONY: penguins forward_gradient_cnn usps_backprop optimizers
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1\t\2/' | expand -t 22
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -48,11 +49,29 @@ test-gpu: $(INSTALLED)  ## Run the tests marked gpu and a short benchmark, if th
 	  $(PY) -m pytest -m gpu $(ARGS) && $(PY) -m experiments.bench --quick; \
 	fi
 
+bench_forward: $(INSTALLED)  ## Time forward gradients beside backpropagation
+	$(PY) -m experiments.$@ $(ARGS)
+
 bench: $(INSTALLED)  ## Measure time and memory against rivals (ARGS=...)
 	$(PY) -m experiments.bench $(ARGS)
 
 study: $(INSTALLED)  ## Compare approximate hypergradients with exact ones (ARGS=...)
 	$(PY) -m experiments.approximations $(ARGS)
+
+bench_sweep: $(INSTALLED)  ## Time a sweep beside the same runs one after the other
+	$(PY) -m experiments.$@ $(ARGS)
+
+penguins: $(INSTALLED)  ## Train on penguins by forward gradients and by backpropagation
+	$(PY) -m experiments.$@ $(ARGS)
+
+forward_gradient_cnn: $(INSTALLED)  ## Train a conv net by forward gradients: what it takes
+	$(PY) -m experiments.$@ $(ARGS)
+
+usps_backprop: $(INSTALLED)  ## Try fourteen settings of a small net in one call
+	$(PY) -m experiments.$@ $(ARGS)
+
+optimizers: $(INSTALLED)  ## Compare five update rules on a deep network
+	$(PY) -m experiments.$@ $(ARGS)
 
 lint: $(INSTALLED)  ## Check style and format
 	$(PY) -m ruff check .

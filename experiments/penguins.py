@@ -235,7 +235,16 @@ def run_task(config: Config, name: str) -> list[dict[str, Any]]:
 def table(records: Sequence[dict[str, Any]], num_seeds: int) -> str:
     """Returns what the records say, a line each."""
     rows = [
-        ["model", "gradient", "reached", "iterations", "ms / step", "ms to stop", "errors", "not"]
+        [
+            "model",
+            "gradient",
+            "reached",
+            "iterations",
+            "ms / step",
+            "ms to stop",
+            "errors",
+            "not by seeds",
+        ]
     ]
     for record in records:
         reached = [t for t in record["iterations"] if t is not None]
@@ -257,6 +266,18 @@ def table(records: Sequence[dict[str, Any]], num_seeds: int) -> str:
     return "\n".join(aligned(rows, left=(0, 1, -1)))
 
 
+def quartiles(curves: np.ndarray) -> np.ndarray:
+    """Returns the quartiles over seeds of curves `[seeds, T]`, each a value of some seed: `[3, T]`.
+
+    A loss that is NaN counts as infinite: a seed that diverged must not leave the statistics.
+
+    >>> quartiles(np.array([[1.0], [2.0], [np.nan]])).tolist()
+    [[1.0], [2.0], [inf]]
+    """
+    known = np.where(np.isnan(curves), np.inf, curves)
+    return np.quantile(known, (0.25, 0.5, 0.75), axis=0, method="inverted_cdf")
+
+
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes a figure of one model: medians over seeds, and the middle half of them."""
     shown = {
@@ -273,7 +294,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         middle_end = np.median(ends)
         for row, unit in enumerate((1.0, record["seconds_per_step"])):
             for axes, (measure, label) in zip(panels[row], shown.items(), strict=True):
-                low, middle, high = np.nanquantile(curves[measure], (0.25, 0.5, 0.75), axis=0)
+                low, middle, high = quartiles(curves[measure])
                 axes.plot(steps * unit, middle, color=color, label=record["method"])
                 axes.fill_between(steps * unit, low, high, color=color, alpha=0.15, linewidth=0)
                 if np.isfinite(middle_end):
@@ -308,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for record in records:
             where = {"environment": environment(), "config": dataclasses.asdict(config)}
             # Of the curves, the median seed's worth: all of them would be megabytes.
-            medians = {k: np.nanmedian(v, axis=0) for k, v in record["curves"].items()}
+            medians = {k: quartiles(v)[1] for k, v in record["curves"].items()}
             write_json_line(out / "results.jsonl", where | record | {"curves": medians})
         found += records
     print(table(found, config.num_seeds))

@@ -4,12 +4,14 @@ Tuned are a learning rate for every training step, an L2 coefficient for every i
 layer, and the momentum; the objective is the validation loss after training. Each meta-step trains
 several networks from fresh seeds, runs the trainings backwards (`hg.Reversible()`), and takes one
 step of Adam. What was gained is measured on seeds that were not tuned on, and on a test set that no
-gradient has seen. Written to `--out`: `meta_steps.jsonl` as it goes, `result.jsonl`, three figures.
+gradient has seen. Written to `--out`: `result.jsonl`, three figures, and a folder of the tuning's
+records and checkpoints; the same command goes on from them.
 """
 
 import dataclasses
 import functools
-import statistics
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,7 +25,6 @@ import optax
 from flax import linen as nn
 from jax import Array
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import hgrad_jax as hg
 from experiments import tune_digits_report as report
@@ -32,7 +33,7 @@ from hgrad_jax.data import DataUnavailableError, load, split, with_replacement
 from hgrad_jax.models import MLP, cross_entropy, error_rate
 
 SCHEDULES = {"log_l2": None, "log_learning_rate": 0, "logit_momentum": None}
-TUNED, HELD_OUT = 0, 1  # roles of keys
+HELD_OUT = 1  # a role of keys that the tuning, without fresh splits, does not use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +95,6 @@ def initial_params(model: MLP, inputs: Array, key: Array) -> dict[str, Any]:
     return dict(model.init(key, inputs[:1], train=False)["params"])
 
 
-def keys_of(config: Config, role: int, k: int) -> Array:
-    """Returns a key for each network [num_runs] of the k-th meta-step, or of the k-th held out."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), role), k)
-    return jax.random.split(key, config.num_runs)
-
-
 def initial_hparams(config: Config, inputs: Array) -> dict[str, Any]:
     """Returns the hyperparameters to start from, as logarithms and a logit.
 
@@ -143,123 +138,89 @@ def logits(model: MLP, params: dict[str, Any], inputs: Array) -> Array:
     return jnp.asarray(model.apply({"params": params}, inputs, train=False))
 
 
-def hypergradients(
-    hparams: dict[str, Any],
-    keys: Array,
-    data: Data,
-    *,
+def problem(
     config: Config,
+    inputs: Array,
     adjoint: Any = hg.Reversible(),  # noqa: B008
-) -> hg.Hypergradient:
-    """Returns the validation loss and its hypergradient for each key, on a leading axis."""
+) -> dict[str, Any]:
+    """Returns what `hg.tune` and `hg.meta_step` need, for training inputs [N, *shape]."""
     model = make_model(config)
-    batch_fn: Any = with_replacement(config.batch_size)
     rule = hg.momentum(
         functools.partial(training_loss, model),
         learning_rate=lambda hparams: jnp.exp(hparams["log_learning_rate"]),
         momentum=lambda hparams: jax.nn.sigmoid(hparams["logit_momentum"]),
     )
-
-    def from_key(key: Array) -> hg.Hypergradient:
-        key_init, key_run = jax.random.split(key)
-        return hg.value_and_hypergradient(
-            functools.partial(validation_loss, model),
-            rule,
-            initial_params(model, data.train.inputs, key_init),
-            hparams,
-            data.train,
-            data.valid,
-            num_steps=config.num_steps,
-            key=key_run,
-            batch_fn=batch_fn,
-            hparams_axes=SCHEDULES,
-            adjoint=adjoint,
-        )
-
-    return jax.vmap(from_key)(keys)
+    return {
+        "objective": functools.partial(validation_loss, model),
+        "transition": rule,
+        "init_params": functools.partial(initial_params, model, inputs),
+        "num_steps": config.num_steps,
+        "optimizer": optax.adam(config.meta_learning_rate),
+        "num_runs": config.num_runs,
+        "batch_fn": with_replacement(config.batch_size),
+        "hparams_axes": SCHEDULES,
+        "adjoint": adjoint,
+    }
 
 
-def meta_step(
-    hparams: dict[str, Any], opt_state: Any, keys: Array, data: Data, *, config: Config
-) -> tuple[Any, Any, hg.Hypergradient]:
-    """Returns new hyperparameters and optimizer state, and what was found at the old ones."""
-    found = hypergradients(hparams, keys, data, config=config)
-    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), found.hparams)
-    updates, opt_state = meta_optimizer(config).update(mean, opt_state)
-    return optax.apply_updates(hparams, updates), opt_state, found
+def trained_and_measured(
+    config: Config, hparams: dict[str, Any], key: Array, data: Data
+) -> dict[str, Array]:
+    """Returns losses and error rates after a training; pure."""
+    model, found = make_model(config), problem(config, data.train.inputs)
+    key_init, key_run = jax.random.split(key)
+    params = hg.unroll(
+        found["transition"],
+        found["init_params"](key_init),
+        hparams,
+        data.train,
+        key=key_run,
+        **{name: found[name] for name in ("num_steps", "batch_fn", "hparams_axes")},
+    ).params
+    measured = {}
+    for name, part in (("validation", data.valid), ("test", data.test)):
+        scores = logits(model, params, part.inputs)
+        measured[f"{name}_loss"] = cross_entropy(scores, part.labels)
+        measured[f"{name}_error"] = error_rate(scores, part.labels)
+    return measured
 
 
-def meta_optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns the optimizer of the hyperparameters."""
-    return optax.adam(config.meta_learning_rate)
+def held_out_keys(config: Config) -> Array:
+    """Returns keys [num_runs] of seeds that were not tuned on."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), HELD_OUT), 0)
+    return jax.random.split(key, config.num_runs)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def evaluate(params: dict[str, Any], data: Data, *, config: Config) -> dict[str, Array]:
-    """Returns losses and error rates [runs] of trained parameters [runs, *shape]."""
-    model = make_model(config)
-
-    def measure(params: dict[str, Any]) -> dict[str, Array]:
-        measured = {}
-        for name, part in (("validation", data.valid), ("test", data.test)):
-            scores = logits(model, params, part.inputs)
-            measured[f"{name}_loss"] = cross_entropy(scores, part.labels)
-            measured[f"{name}_error"] = error_rate(scores, part.labels)
-        return measured
-
-    return jax.vmap(measure)(params)
+def records_folder(config: Config) -> Path:
+    """Returns the folder of this configuration's tuning, another one for another."""
+    choices = repr(dataclasses.replace(config, out=""))
+    return Path(config.out) / hashlib.sha256(choices.encode()).hexdigest()[:8]
 
 
 def run(config: Config, data: Data, console: Console) -> dict[str, Any]:
     """Tunes, writes the records and figures, prints the table, and returns the result."""
     started, out = time.perf_counter(), Path(config.out)
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    first = hparams = initial_hparams(config, data.train.inputs)
-    opt_state = meta_optimizer(config).init(hparams)
-
-    count = sum(x.size for x in jax.tree.leaves(hparams))
+    first = initial_hparams(config, data.train.inputs)
+    count = sum(x.size for x in jax.tree.leaves(first))
     console.print(f"{config.data}: tuning {count} hyperparameters in {config.num_meta_steps} steps")
-    with console.status("compiling the meta-step"):
-        # Compiled once, ahead of time: a second compilation is impossible, not only unlikely.
-        lowered = jax.jit(meta_step, static_argnames="config").lower(
-            hparams, opt_state, keys_of(config, TUNED, 0), data, config=config
-        )
-        compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-
-    def found_at(hparams: dict[str, Any], opt_state: Any, keys: Array) -> tuple[Any, Any, Any]:
-        hparams, opt_state, found = jax.block_until_ready(compiled(hparams, opt_state, keys, data))
-        hg.check(found.info)
-        return hparams, opt_state, found
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("validation loss {task.fields[value]}, {task.fields[seconds]} s per step"),
-        TimeElapsedColumn(),
+    folder = records_folder(config)
+    tuned = hg.tune(
+        **problem(config, data.train.inputs),
+        hparams=first,
+        train=data.train,
+        valid=data.valid,
+        num_meta_steps=config.num_meta_steps,
+        key=jax.random.key(config.seed),
+        records=hg.Records(folder, every=5, figures_every=None, is_whole=True),
     )
-    steps: list[dict[str, Any]] = []
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("meta-step", total=config.num_meta_steps, value="-", seconds="-")
-        for k in range(config.num_meta_steps):
-            begun = time.perf_counter()
-            at = {"started": stamp, "meta_step": k, "hparams": hparams}
-            try:
-                hparams, opt_state, found = found_at(hparams, opt_state, keys_of(config, TUNED, k))
-            except hg.HypergradientError as error:
-                write_json_line(out / "meta_steps.jsonl", at | {"error": str(error)})
-                raise hg.HypergradientError(f"meta-step {k}: {error}") from error
-            seconds = time.perf_counter() - begun
-            mean = jax.tree.map(lambda x: np.mean(x, axis=0), found.hparams)
-            steps.append(at | {"validation_loss": found.value, "seconds": seconds})
-            write_json_line(out / "meta_steps.jsonl", steps[-1] | {"hypergradient": mean})
-            shown = f"{np.mean(found.value):.4f}"
-            progress.update(task, advance=1, value=shown, seconds=f"{seconds:.2f}")
-
-    untuned = found_at(first, opt_state, keys_of(config, HELD_OUT, 0))[2]
-    tuned = found_at(hparams, opt_state, keys_of(config, HELD_OUT, 0))[2]
+    found = hg.sweep(
+        functools.partial(trained_and_measured, config),
+        [first, tuned.hparams],
+        data,
+        keys=held_out_keys(config),
+    )
+    lines = [json.loads(x) for x in (folder / "meta_steps.jsonl").read_text().splitlines()]
     result = {
         "experiment": "tune_digits",
         "started": stamp,
@@ -267,17 +228,16 @@ def run(config: Config, data: Data, console: Console) -> dict[str, Any]:
         "seed": config.seed,
         "config": dataclasses.asdict(config),
         "num_hparams": count,
-        "before": evaluate(untuned.unrolled.params, data, config=config),
-        "after": evaluate(tuned.unrolled.params, data, config=config),
-        "seconds_per_meta_step": statistics.median(step["seconds"] for step in steps),
-        "temp_bytes": None if memory is None else memory.temp_size_in_bytes,
-        "bits_per_step": tuned.info.run.bits_per_step["velocity"],
-        "entropy_per_step": tuned.info.run.entropy_per_step["velocity"],
-        "is_restored": untuned.info.is_restored & tuned.info.is_restored,
-        "compile_seconds": compile_seconds,
-        "momentum": jax.nn.sigmoid(hparams["logit_momentum"]),
+        "before": {name: values[0] for name, values in found.results.items()},
+        "after": {name: values[1] for name, values in found.results.items()},
+        "seconds_per_meta_step": np.median(tuned.history.seconds),
+        "temp_bytes": lines[-1]["bytes"],
+        "bits_per_step": lines[-1]["bits_per_step"]["velocity"],
+        "entropy_per_step": lines[-1]["entropy_per_step"]["velocity"],
+        "is_restored": all(line["is_restored"] for line in lines),
+        "momentum": jax.nn.sigmoid(tuned.hparams["logit_momentum"]),
     }
-    report.draw(out, steps, first, hparams)
+    report.draw(out, tuned.history.value, first, tuned.hparams)
     result["seconds"] = time.perf_counter() - started
     write_json_line(out / "result.jsonl", result)
     report.print_table(console, result, config.num_runs)
@@ -299,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise SystemExit(f"error: {error}") from error
     try:
         return run(config, data, Console())
-    except hg.HypergradientError as error:
+    except (hg.HypergradientError, hg.CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -1,7 +1,6 @@
 """The table and the figures of `tune_digits`."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +30,36 @@ def print_table(console: Console, result: dict[str, Any], num_runs: int) -> None
     costs.add_column()
     costs.add_column(justify="right")
     temp_bytes = result["temp_bytes"]
-    is_restored = bool(np.all(result["is_restored"]))
-    bits, entropy = np.max(result["bits_per_step"]), np.max(result["entropy_per_step"])
     for name, value in (
         ("hyperparameters", f"{result['num_hparams']}"),
         ("seconds", f"{result['seconds_per_meta_step']:.2f}"),
         ("temporary bytes", "unknown" if temp_bytes is None else f"{temp_bytes:,}"),
-        ("bits per parameter and step", f"{bits:.3f}"),
-        ("log2(1 / decay), the least", f"{entropy:.3f}"),
-        ("restored bit for bit", "yes" if is_restored else "no"),
-        ("seconds of compiling, once", f"{result['compile_seconds']:.1f}"),
+        ("bits per parameter and step", f"{result['bits_per_step']:.3f}"),
+        ("log2(1 / decay), the least", f"{result['entropy_per_step']:.3f}"),
+        ("restored bit for bit", "yes" if result["is_restored"] else "no"),
         ("seconds in all", f"{result['seconds']:.1f}"),
     ):
         costs.add_row(name, value)
     console.print(costs)
 
 
-def draw(
-    folder: Path, steps: Sequence[dict[str, Any]], first: dict[str, Any], last: dict[str, Any]
-) -> None:
+def draw(folder: Path, losses: np.ndarray, first: dict[str, Any], last: dict[str, Any]) -> None:
     """Writes `validation_loss.png`, `learning_rate.png` and `regularization.png`.
 
     Args:
       folder: where to.
-      steps: for each meta-step its `validation_loss` [runs].
+      losses: on the validation data, [meta-steps, runs].
       first: hyperparameters before the tuning.
       last: hyperparameters after it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, last = jax.device_get((first, last))
-    _validation_loss(steps).savefig(folder / "validation_loss.png", dpi=120)
+    _validation_loss(losses).savefig(folder / "validation_loss.png", dpi=120)
     _learning_rate(first, last).savefig(folder / "learning_rate.png", dpi=120)
     _regularization(first, last).savefig(folder / "regularization.png", dpi=120)
 
 
-def _validation_loss(steps: Sequence[dict[str, Any]]) -> Figure:
-    losses = np.stack([np.asarray(step["validation_loss"]) for step in steps])
+def _validation_loss(losses: np.ndarray) -> Figure:
     x = np.arange(len(losses))
     figure, axes = _one()
     axes.fill_between(x, losses.min(1), losses.max(1), alpha=0.25, label="least to greatest run")

@@ -1,6 +1,7 @@
 """Hypergradients: gradients through training, exact to the last bit."""
 
 from hgrad_jax import hyper as hyper
+from hgrad_jax import online as online
 from hgrad_jax.adjoints.base import Adjoint as Adjoint
 from hgrad_jax.adjoints.base import Work as Work
 from hgrad_jax.adjoints.checkpointed import Checkpointed as Checkpointed
@@ -82,6 +83,18 @@ from hgrad_jax.training.stopping import EarlyStopping as EarlyStopping
 from hgrad_jax.training.stopping import Target as Target
 from hgrad_jax.training.sweep import sweep as sweep
 from hgrad_jax.training.sweep_result import Sweep as Sweep
+from hgrad_jax.tuning.history import TuningHistory as TuningHistory
+from hgrad_jax.tuning.meta_step import MetaStep as MetaStep
+from hgrad_jax.tuning.meta_step import meta_step as meta_step
+from hgrad_jax.tuning.optimizers import nonnegative_adam as nonnegative_adam
+from hgrad_jax.tuning.optimizers import sign_descent as sign_descent
+from hgrad_jax.tuning.policies import Skip as Skip
+from hgrad_jax.tuning.policies import Stop as Stop
+from hgrad_jax.tuning.records import Records as Records
+from hgrad_jax.tuning.result import BestHparams as BestHparams
+from hgrad_jax.tuning.result import Tuned as Tuned
+from hgrad_jax.tuning.result import TuningError as TuningError
+from hgrad_jax.tuning.tune import tune as tune
 from hgrad_jax.types import BackwardInfo as BackwardInfo
 from hgrad_jax.types import RunInfo as RunInfo
 from hgrad_jax.types import Transition as Transition

@@ -70,9 +70,8 @@ def check(info: Info) -> Info:
                 np.asarray(back.mismatches) > 0,
                 "the run backwards did not restore the start: "
                 f"{int(np.max(back.mismatches))} numbers differ",
-                "pass Reversible(share_gradient=False), on a GPU also set "
-                "XLA_FLAGS=--xla_gpu_deterministic_ops=true, and make sure that loss and batch_fn "
-                "give the same result for the same arguments",
+                "make sure that loss and batch_fn give the same result for the same arguments, and "
+                "on a GPU set XLA_FLAGS=--xla_gpu_deterministic_ops=true",
             )
         if back.solve is not None:
             _check_solve(back.solve)

@@ -1,7 +1,9 @@
-"""Checks of the functions that users pass: that they are functions, of the arguments they get."""
+"""Checks of the functions and numbers that users pass as settings."""
 
 import inspect
 from typing import Any
+
+import numpy as np
 
 
 def require_function(function: Any, call: str, way_out: str) -> None:
@@ -34,3 +36,13 @@ def require_function(function: Any, call: str, way_out: str) -> None:
         raise TypeError(
             f"{name} takes {signature}, but is called as {call}; pass {way_out}."
         ) from None
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a setting is a number: of Python or numpy, no bool, text, or None.
+
+    >>> [is_number(x) for x in (2, 0.5, True, "2", None)]
+    [True, True, False, False, False]
+    """
+    is_real = isinstance(value, int | float | np.integer | np.floating)
+    return is_real and not isinstance(value, bool)

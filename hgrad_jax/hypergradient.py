@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.functions import require_function
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import (
     Array,
@@ -116,6 +117,9 @@ def value_and_hypergradient(
       >>> print(f"{found.value:.3f} {found.hparams['l2']:.3f}")
       2.050 -5.233
     """
+    require_function(
+        objective, "objective(params, hparams, outer_data)", "a function that returns a scalar"
+    )
     validate.adjoint_serves(adjoint, transition)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
     params = validate.floating(params, "params")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
+from hgrad_jax.functions import is_number
 from hgrad_jax.types import Array
 
 Vector = Any
@@ -99,8 +100,8 @@ class ConjugateGradient(LinearSolver):
 
     def __post_init__(self):
         _require_count("max_steps", self.max_steps)
-        _require_positive("tolerance", self.tolerance)
-        if not 0 <= self.damping < np.inf:
+        _require_tolerance(self.tolerance)
+        if not is_number(self.damping) or not 0 <= self.damping < np.inf:
             raise ValueError(f"damping is {self.damping!r}; it must be a float of at least 0.")
 
     def solve(self, matvec: Matvec, b: Vector) -> tuple[Vector, SolveInfo]:
@@ -175,7 +176,7 @@ class Neumann(LinearSolver):
     def __post_init__(self):
         _require_positive("step_size", self.step_size)
         _require_count("max_steps", self.max_steps)
-        _require_positive("tolerance", self.tolerance)
+        _require_tolerance(self.tolerance)
 
     def solve(self, matvec: Matvec, b: Vector) -> tuple[Vector, SolveInfo]:
         """Returns x like b with A x = b, and how well that holds.
@@ -237,7 +238,7 @@ class GMRES(LinearSolver):
     def __post_init__(self):
         _require_count("max_steps", self.max_steps)
         _require_count("restart", self.restart)
-        _require_positive("tolerance", self.tolerance)
+        _require_tolerance(self.tolerance)
 
     def solve(self, matvec: Matvec, b: Vector) -> tuple[Vector, SolveInfo]:
         """Returns x like b with A x = b, and how well that holds.
@@ -357,5 +358,13 @@ def _require_count(name: str, value: Any) -> None:
 
 
 def _require_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not value > 0:
+    if not is_number(value) or not value > 0:
         raise ValueError(f"{name} is {value!r}; it must be a positive float.")
+
+
+def _require_tolerance(value: Any) -> None:
+    if not is_number(value) or not 0 < value < 1:
+        raise ValueError(
+            f"tolerance is {value!r}; it must be between 0 and 1: the residual relative to the "
+            "right hand side, which zero has already at 1."
+        )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.elementary.kick_drift import undo
 from hgrad_jax.exact.integers import in_64_bits
+from hgrad_jax.functions import is_number
 from hgrad_jax.guard import is_float
 from hgrad_jax.trajectory import (
     Inputs,
@@ -62,8 +63,7 @@ class Clip:
 
     def __post_init__(self):
         for name, bound in dataclasses.asdict(self).items():
-            is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
-            if bound is not None and not (is_number and bound > 0):
+            if bound is not None and not (is_number(bound) and bound > 0):
                 raise ValueError(f"{name} is {bound!r}; it must be a positive number, or None.")
 
 

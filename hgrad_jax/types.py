@@ -52,7 +52,8 @@ class Transition(NamedTuple):
       why_not: where `exact` is None, the reason in a few words, for the error that `Reversible()`
         raises.
       update: `update(params, gradient, slots, hparams, count=0) -> (params, slots)`, the step for a
-        gradient that is given: no loss, no batch, no state. `slots` are the rule's by name, as in
+        gradient that is given: no loss, no batch, no state, and no `gradient=` of the rule, whose
+        modifiers do not see it. `slots` are the rule's by name, as in
         its state, or None for those it starts with; `count` is the number of steps taken before,
         which Adam's corrections depend on. A transition that is not of this library has none unless
         it is given one, and says so when it is called.
@@ -114,6 +115,8 @@ class BackwardInfo(NamedTuple):
         None.
       solve: how well `Implicit()` solved for the hypergradient, an ImplicitInfo; None for the other
         adjoints.
+      is_repeated: bool scalar, the way back had to be taken twice, for this run or another of the
+        same `vmap` (`Reversible`'s share_gradient); None for adjoints that do not run backwards.
     """
 
     run: RunInfo
@@ -121,6 +124,7 @@ class BackwardInfo(NamedTuple):
     is_finite: Array
     norms: dict[str, Array] | None = None
     solve: Any = None
+    is_repeated: Array | None = None
 
     @property
     def is_restored(self) -> Array:

@@ -184,13 +184,14 @@ def no_forgotten_schedule(
 ) -> None:
     """Raises where a constant has a row for every step and would serve as a schedule just as well.
 
-    Whether it would is found by tracing a step with one row of it.
+    Whether it would is found by tracing a step with one row of it. Hyperparameters that are one
+    bare array are let through: None for the whole is all that can be said of them.
 
     Raises:
       ValueError: it would.
     """
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(hparams)):
-        if trajectory.num_steps == 1 or jnp.shape(leaf)[:1] != (trajectory.num_steps,):
+        if not path or trajectory.num_steps == 1 or jnp.shape(leaf)[:1] != (trajectory.num_steps,):
             continue
         is_schedule = tuple(j == i or is_s for j, is_s in enumerate(trajectory.is_schedule))
         other = trajectory._replace(is_schedule=is_schedule)
@@ -201,8 +202,8 @@ def no_forgotten_schedule(
         raise ValueError(
             f"hparams{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)} has a row for each of "
             f"the {trajectory.num_steps} steps and would serve as a schedule; say which it is in "
-            "hparams_axes, in the same containers as hparams (a dict, not a bare array): 0 for a "
-            "schedule, None for a constant."
+            "hparams_axes, in the same containers as hparams: 0 for a schedule, None for a "
+            "constant."
         )
 
 

@@ -335,12 +335,15 @@ def test_a_loss_that_closes_over_what_is_differentiated():
         ({"decays": lambda h, t: {"velocty": 0.9}}, "decays names 'velocty', .* 'velocity'"),
         ({"kick": lambda g, h, t: {"speed": -g}}, r"kick returned \['speed'\]; .* \['velocity'\]"),
         ({"kick": lambda g, h, t: -g}, r"kick returned .*; it must return a dict of"),
-        ({"kick": lambda g, h, t: {"velocity": 0.0}}, r"kick returned a tree of shapes \[\(\)\]"),
+        (
+            {"kick": lambda g, h, t: {"velocity": 0.0}},
+            r"what kick returned for .* shapes \(\), but",
+        ),
         (
             {"drift": lambda s, h, t: s},
-            r"drift returned a tree of shapes {'velocity': \(2,\)}; its",
+            r"what drift returned has the shapes {'velocity': \(2,\)}, but params",
         ),
-        ({"drift": lambda s, h, t: None}, "drift returned a tree of shapes"),
+        ({"drift": lambda s, h, t: None}, "what drift returned has the shapes None"),
         ({"decays": lambda h, t: 0.9}, "decays returned 0.9; it must return a dict of decays"),
     ],
 )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import keystr
+from jax.tree_util import tree_leaves_with_path as leaves_with_path
 from matplotlib.image import imread
 
 import hgrad_jax as hg
@@ -77,30 +79,26 @@ class TestCommon:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The result, its folder, and how often the meta-step was traced."""
-    out, traces = tmp_path_factory.mktemp("tune"), []
+    """The result, and its folder."""
+    out = tmp_path_factory.mktemp("tune")
+    return tune_digits.main([*TINY, "--out", str(out)]), out
 
-    @functools.wraps(tune_digits.meta_step)
-    def counted(*args, meta_step=tune_digits.meta_step, **settings):
-        traces.append(1)
-        return meta_step(*args, **settings)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune_digits, "meta_step", counted)
-        result = tune_digits.main([*TINY, "--out", str(out)])
-    return result, out, len(traces)
+def meta_steps(out):
+    (path,) = out.glob("*/meta_steps.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class TestTuneDigits:
     def test_the_result_is_one_line_with_its_circumstances(self, done):
-        result, out, _ = done
+        result, out = done
         (line,) = (out / "result.jsonl").read_text().splitlines()
         read = json.loads(line)
         assert read["config"]["num_steps"] == 10
         assert read["seed"] == 0
         assert read["environment"] == environment()
         assert read["num_hparams"] == 10 + 1 + 64 + 5
-        assert read["is_restored"] == [True, True]
+        assert read["is_restored"] is True
         assert read["temp_bytes"] > 0
         for when in ("before", "after"):
             assert all(0 < loss < 3 for loss in read[when]["validation_loss"])
@@ -112,8 +110,7 @@ class TestTuneDigits:
         )
 
     def test_every_meta_step_is_recorded(self, done):
-        _, out, _ = done
-        lines = [json.loads(line) for line in (out / "meta_steps.jsonl").read_text().splitlines()]
+        lines = meta_steps(done[1])
         assert [line["meta_step"] for line in lines] == [0, 1]
         first, second = (line["hparams"] for line in lines)
         np.testing.assert_allclose(first["log_learning_rate"], np.log(0.2), rtol=1e-6)
@@ -121,8 +118,13 @@ class TestTuneDigits:
         moved = np.subtract(second["log_learning_rate"], first["log_learning_rate"])
         np.testing.assert_allclose(np.abs(moved), 0.1, rtol=1e-2)
 
-    def test_the_meta_step_is_traced_once(self, done):
-        assert done[2] == 1
+    def test_the_same_command_finds_its_tuning_and_another_does_not(self, done):
+        result, out = done
+        tune_digits.main([*TINY, "--out", str(out)])
+        again = json.loads((out / "result.jsonl").read_text().splitlines()[-1])
+        np.testing.assert_array_equal(again["after"]["test_loss"], result["after"]["test_loss"])
+        config = parse(tune_digits.Config, [*TINY, "--seed", "1", "--out", str(out)], "")
+        assert not tune_digits.records_folder(config).exists()
 
     @pytest.mark.parametrize("name", ["validation_loss", "learning_rate", "regularization"])
     def test_a_figure_is_an_image_with_something_on_it(self, done, name):
@@ -133,23 +135,25 @@ class TestTuneDigits:
     def test_the_hypergradients_equal_those_of_stored_training(self, done):
         config = parse(tune_digits.Config, TINY, "")
         data = tune_digits.load_data(config)
-        by_storing = jax.jit(
-            functools.partial(tune_digits.hypergradients, config=config, adjoint=hg.Direct())
-        )
-        lines = (done[1] / "meta_steps.jsonl").read_text().splitlines()
-        for k, line in enumerate(map(json.loads, lines)):
-            hparams = tune_digits.initial_hparams(config, data.train.inputs)
-            treedef = jax.tree.structure(hparams)
-            leaves = jax.tree.leaves(line["hparams"], is_leaf=lambda x: isinstance(x, list))
-            hparams = jax.tree.unflatten(treedef, map(jnp.float32, leaves))
-            stored = by_storing(hparams, tune_digits.keys_of(config, tune_digits.TUNED, k), data)
-            np.testing.assert_allclose(line["validation_loss"], stored.value, rtol=1e-5)
-            reversed_ = jax.tree.leaves(
-                line["hypergradient"], is_leaf=lambda x: isinstance(x, list)
-            )
-            for got, each in zip(reversed_, jax.tree.leaves(stored.hparams), strict=True):
-                want = np.mean(each, axis=0)
-                assert np.linalg.norm(np.subtract(got, want)) < 1e-4 * np.linalg.norm(want)
+        problem = tune_digits.problem(config, data.train.inputs, hg.Direct())
+        first = tune_digits.initial_hparams(config, data.train.inputs)
+        names = [keystr(path, simple=True, separator=".") for path, _ in leaves_with_path(first)]
+
+        @jax.jit
+        def by_storing(hparams, key):
+            opt_state = problem["optimizer"].init(hparams)
+            given = {"opt_state": opt_state, "train": data.train, "valid": data.valid, "key": key}
+            return hg.meta_step(hparams=hparams, **given, **problem)
+
+        for k, line in enumerate(meta_steps(done[1])):
+            hparams = [jnp.float32(line["hparams"][name]) for name in names]
+            hparams = jax.tree.unflatten(jax.tree.structure(first), hparams)
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), k)
+            stored = by_storing(hparams, key)
+            np.testing.assert_allclose(line["value"], stored.found.value, rtol=1e-5)
+            for name, want in zip(names, jax.tree.leaves(stored.gradient), strict=True):
+                error = np.linalg.norm(np.subtract(line["hypergradient"][name], want))
+                assert error < 1e-4 * np.linalg.norm(want)
 
     def test_the_parts_of_the_data_are_disjoint(self):
         data = tune_digits.load_data(tune_digits.Config())
@@ -163,12 +167,12 @@ class TestTuneDigits:
         self, tmp_path, monkeypatch
     ):
         # Storing the training compiles sooner, and what the flags do is the same.
-        by_storing = functools.partial(tune_digits.hypergradients, adjoint=hg.Direct())
-        monkeypatch.setattr(tune_digits, "hypergradients", by_storing)
+        by_storing = functools.partial(tune_digits.problem, adjoint=hg.Direct())
+        monkeypatch.setattr(tune_digits, "problem", by_storing)
         with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
             tune_digits.main([*TINY, "--learning-rate", "1e9", "--out", str(tmp_path)])
-        (line,) = (tmp_path / "meta_steps.jsonl").read_text().splitlines()
-        assert "lower the learning rate" in json.loads(line)["error"]
+        (line,) = meta_steps(tmp_path)
+        assert "lower the learning rate" in line["problem"]
         assert not (tmp_path / "result.jsonl").exists()
 
     def test_help(self, capsys):

@@ -157,3 +157,28 @@ def test_rows_are_what_the_capacity_says():
     rows = [bit_store.rows_needed(2000 * -math.log2(d), SINGLE) for d in (0.5, 0.9)]
     want = (rows[0] - rows[1]) * num_weights(small().params)
     assert growth == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.parametrize(("is_shared", "per_weight"), [(True, 80), (False, 52)])
+def test_bytes_per_weight_of_reversal(is_shared, per_weight):
+    """What the docstring of `Reversible` says, stores for eight steps of one byte included."""
+
+    def loss(params, hparams, batch, key):
+        return jnp.sum((batch @ params) ** 2)
+
+    def temp_bytes(size):
+        def end(hparams, params):
+            adjoint = hg.Reversible(smallest_decay=0.9, share_gradient=is_shared)
+            data = jnp.ones((2, size))
+            rule = hg.momentum(loss)
+            out = hg.unroll(rule, params, hparams, data, num_steps=8, adjoint=adjoint)
+            return jnp.sum(out.params)
+
+        hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
+        lowered = jax.jit(jax.grad(end)).lower(hparams, jnp.ones(size))
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    found = (temp_bytes(200_000) - temp_bytes(100_000)) / 100_000
+    assert abs(found - per_weight) <= 8

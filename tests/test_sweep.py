@@ -326,9 +326,9 @@ class TestReport:
     def test_most_may_be_best(self):
         settings = [0.5, 0.1, 0.9]
         found = hg.sweep(lambda hparams, key, data: hparams, settings)
-        assert found.best("value", largest_is_best=True).setting == 0.9
+        assert found.best("value", is_maximized=True).setting == 0.9
         assert found.best("value").setting == 0.1
-        lines = found.table(largest_is_best=True).splitlines()
+        lines = found.table(is_maximized=True).splitlines()
         assert lines[0] == "3 settings x 1 seeds, the largest value first"
         assert [line.split()[0] for line in lines[2:]] == ["2*", "0", "1"]
 

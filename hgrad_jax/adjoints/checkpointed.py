@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint, Run, Work
 from hgrad_jax.trajectory import (
@@ -41,7 +42,7 @@ class Checkpointed(Adjoint):
     branching: int | None = None
 
     def __post_init__(self):
-        is_int = isinstance(self.branching, int)
+        is_int = isinstance(self.branching, int | np.integer)
         if self.branching is not None and (not is_int or self.branching < 2):
             raise ValueError(
                 f"branching is {self.branching!r}; it must be an int of at least 2, or None for "

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.elementary.gradients import scalar
+from hgrad_jax.functions import require_function
+from hgrad_jax.jaxprs import has_custom_vjp
 from hgrad_jax.types import Batch, Hparams, Loss, Params
 
 VectorField = Callable[[Params, Hparams, Batch, Any], Params]
@@ -53,8 +55,9 @@ class Condition:
 class Stationary(Condition):
     """The gradient of a loss in the parameters is zero.
 
-    Products are taken forward over reverse; reverse over reverse if the loss has a loop with a
-    `custom_vjp` inside.
+    Products are taken forward over reverse; reverse over reverse if the loss has a `custom_vjp`
+    inside, since the Jacobian of its gradient need not be symmetric then: `GMRES()` solves what
+    `ConjugateGradient()` says it cannot.
 
     Attributes:
       loss: `loss(params, hparams, batch, key) -> floating-point scalar`, twice differentiable.
@@ -64,6 +67,10 @@ class Stationary(Condition):
     """
 
     loss: Loss
+
+    def __post_init__(self):
+        call = "loss(params, hparams, batch, key)"
+        require_function(self.loss, call, "a function that returns a floating-point scalar")
 
     is_symmetric: ClassVar[bool] = True
 
@@ -75,7 +82,7 @@ class Stationary(Condition):
         self, params: Params, hparams: Hparams, batch: Batch, key: Any
     ) -> Callable[[Params], Params]:
         """Returns the function u -> H u, with H the Hessian of the loss."""
-        if not self._is_twice_forward(params, hparams, batch, key):
+        if not self._is_symmetric(params, hparams, batch, key):
             return super().product(params, hparams, batch, key)
         return jax.linearize(lambda p: self.residual(p, hparams, batch, key), params)[1]
 
@@ -83,7 +90,7 @@ class Stationary(Condition):
         self, params: Params, hparams: Hparams, batch: Batch, key: Any, direction: Params
     ) -> Hparams:
         """Returns d<u, grad loss>/dhparams for the direction u."""
-        if not self._is_twice_forward(params, hparams, batch, key):
+        if not self._is_symmetric(params, hparams, batch, key):
             return super().hparams_product(params, hparams, batch, key, direction)
         gradients = self._gradients(batch, key)
         return jax.jvp(lambda p: gradients(p, hparams)[1], (params,), (direction,))[1]
@@ -91,18 +98,12 @@ class Stationary(Condition):
     def _gradients(
         self, batch: Batch, key: Any
     ) -> Callable[[Params, Hparams], tuple[Params, Hparams]]:
-        # In both arguments: where a custom_vjp is only applied to the parameters, its rule is used
-        # by the gradient in these, and forward mode meets the rule's code, not the custom_vjp.
         return lambda params, hparams: jax.grad(scalar(self.loss), argnums=(0, 1))(
             params, hparams, batch, key
         )
 
-    def _is_twice_forward(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> bool:
-        gradients, point = self._gradients(batch, key), (params, hparams)
-        jaxpr = jax.make_jaxpr(lambda *point: jax.jvp(gradients, point, point))(*point)
-        # What a derivative of a custom_vjp inside a loop is traced as; it raises only when it is
-        # compiled.
-        return not _has_primitive(jaxpr.jaxpr, "custom_lin")
+    def _is_symmetric(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> bool:
+        return not has_custom_vjp(self.loss, params, hparams, batch, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Root(Condition):
     """
 
     function: VectorField
+
+    def __post_init__(self):
+        call = "function(params, hparams, batch, key)"
+        require_function(self.function, call, "a function that returns a tree like params")
 
     def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
         """Returns the function's value."""
@@ -140,6 +145,10 @@ class FixedPoint(Condition):
 
     function: VectorField
 
+    def __post_init__(self):
+        call = "function(params, hparams, batch, key)"
+        require_function(self.function, call, "a function that returns a tree like params")
+
     def residual(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> Params:
         """Returns params - function(params, hparams, batch, key)."""
         mapped = _like(params, self.function(params, hparams, batch, key), "FixedPoint")
@@ -158,13 +167,3 @@ def _like(params: Params, value: Any, name: str) -> Params:
             f"params, of shapes {wanted}."
         )
     return value
-
-
-def _has_primitive(jaxpr: Any, name: str) -> bool:
-    """Returns whether a primitive occurs in a jaxpr or in one that it calls."""
-    for equation in jaxpr.eqns:
-        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values()))]
-        is_inside = any(_has_primitive(x, name) for x in inner if hasattr(x, "eqns"))
-        if equation.primitive.name == name or is_inside:
-            return True
-    return False

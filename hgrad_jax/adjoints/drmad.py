@@ -14,6 +14,7 @@ from hgrad_jax.adjoints.along_polyline import (
     undoing_budget,
 )
 from hgrad_jax.adjoints.base import Work
+from hgrad_jax.functions import is_number
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
 from hgrad_jax.types import Array, Params, State, Transition
@@ -39,7 +40,7 @@ class EarlyDisplacement:
     num_steps: int = 20
 
     def __post_init__(self):
-        if not self.factor > 0:
+        if not is_number(self.factor) or not 0 < self.factor < np.inf:
             raise ValueError(f"factor is {self.factor!r}; it must be a positive number.")
         require_count("num_steps", self.num_steps, 1)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.functions import is_number
 from hgrad_jax.guard import is_float
 from hgrad_jax.liveness import live_bytes
 from hgrad_jax.trajectory import (
@@ -68,7 +69,7 @@ class ForwardMode(Adjoint):
     memory: float = 2**31
 
     def __post_init__(self):
-        if isinstance(self.memory, bool) or not self.memory > 0:
+        if not is_number(self.memory) or not self.memory > 0:
             raise ValueError(f"memory is {self.memory!r}; it must be a positive number of bytes.")
 
     def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
@@ -131,7 +132,7 @@ class ForwardMode(Adjoint):
             return jax.jvp(run, (numbers,), (_unit(i, numbers),), has_aux=True)
 
         size = weights.size
-        at_once = min(size, self._tangents_at_once(trajectory, primals))
+        at_once = min(size, self._tangents_at_once(trajectory, primals, size))
         if at_once == size:
             _, jacobian, out = jax.vmap(column, out_axes=(None, 0, None))(jnp.arange(size))
             return out, _fill(out, _contract(weights, jacobian))
@@ -150,8 +151,15 @@ class ForwardMode(Adjoint):
         total, _ = jax.lax.scan(add_group, jax.tree.map(jnp.zeros_like, floats), groups)
         return out, _fill(out, total)
 
-    def _tangents_at_once(self, trajectory: Trajectory, primals: tuple[Params, Inputs]) -> int:
+    def _tangents_at_once(
+        self, trajectory: Trajectory, primals: tuple[Params, Inputs], size: int
+    ) -> int:
         """Returns how many tangents fit the memory, as the size of a step's live values tells.
+
+        Args:
+          trajectory: the run.
+          primals: initial parameters and inputs.
+          size: how many numbers are differentiated.
 
         Raises:
           ValueError: not even one does.
@@ -166,8 +174,9 @@ class ForwardMode(Adjoint):
         params, inputs = primals
         state = jax.eval_shape(lambda p, g: first_state(trajectory, p, g), params, inputs)
         own = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if is_float(x))
-        # A tangent is as large as what it is a tangent of, and carried twice: in and out.
-        each = 2 * own + live_bytes(step, state, params, inputs)
+        # A tangent is as large as what it is a tangent of, and carried twice: in and out. So is the
+        # unit vector that it belongs to, beside the scan and in it.
+        each = 2 * own + live_bytes(step, state, params, inputs) + 4 * 4 * size
         if self.memory == np.inf:
             return np.iinfo(np.int32).max
         if each > self.memory:

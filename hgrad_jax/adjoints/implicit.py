@@ -24,6 +24,7 @@ from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
+from hgrad_jax.functions import is_number
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
 from hgrad_jax.trajectory import (
@@ -172,8 +173,8 @@ class Implicit(Adjoint):
                 f"batches is {self.batches!r}; it must be a positive int, the number of last "
                 "batches that the condition is the mean over, or None for the data whole."
             )
-        is_bool = isinstance(self.stationarity_tolerance, bool)
-        if is_bool or not self.stationarity_tolerance > 0:
+        tolerance = self.stationarity_tolerance
+        if not is_number(tolerance) or not tolerance > 0:
             raise ValueError(
                 f"stationarity_tolerance is {self.stationarity_tolerance!r}; it must be a positive "
                 "float."

@@ -73,7 +73,8 @@ class Truncated(Adjoint):
                 (state, inputs.constants, inputs.schedules)
             )
             given = inputs._replace(constants=constants, schedules=schedules)
-            middle, early = scan(given, state, 0, first)
+            # Once more behind the scan: a loss that closes over a traced value brings it in there.
+            middle, early = jax.lax.stop_gradient(scan(given, state, 0, first))
         end, late = scan(inputs, middle, first, trajectory.num_steps)
         trace = late if early is None else jax.tree.map(join, early, late)
         return end, float_run_info(trajectory, end), trace

@@ -17,5 +17,6 @@ from hgrad_jax.data.minibatches import shuffled as shuffled
 from hgrad_jax.data.minibatches import with_replacement as with_replacement
 from hgrad_jax.data.mnist import load_mnist as load_mnist
 from hgrad_jax.data.originals import DataUnavailableError as DataUnavailableError
+from hgrad_jax.data.overlap import shared_examples as shared_examples
 from hgrad_jax.data.usps import Usps as Usps
 from hgrad_jax.data.usps import load_usps as load_usps

@@ -156,14 +156,14 @@ def compare(
         raise TypeError(f"adjoints is {adjoints!r}; put it into a list.")
     if not adjoints:
         raise ValueError("adjoints is empty; give at least one, such as [hg.Reversible()].")
-    if not isinstance(repeats, int) or repeats < 0:
+    if not isinstance(repeats, int | np.integer) or repeats < 0:
         raise ValueError(f"repeats is {repeats!r}; it must be an int of at least 0.")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, hparams, data, outer_data))):
         raise TypeError("compare measures programs and cannot run inside jit, grad or vmap.")
     named = (
         dict(adjoints)
         if isinstance(adjoints, Mapping)
-        else {name_of(adjoint): adjoint for adjoint in adjoints}
+        else dict(zip(_apart(list(map(name_of, adjoints))), adjoints, strict=True))
     )
     for name, adjoint in named.items():
         if not isinstance(adjoint, Adjoint):
@@ -172,7 +172,10 @@ def compare(
             )
     if reference is not None:
         first = {name: a for name, a in named.items() if a == reference}
-        named = (first or {name_of(reference): reference}) | named
+        if not first:
+            name = name_of(reference)
+            first = {f"{name} (reference)" if name in named else name: reference}
+        named = first | named
 
     def program_of(adjoint):
         def program(params, hparams, data, outer_data, key):
@@ -209,22 +212,26 @@ def compare(
     return Comparison(tuple(rows), want.size, num_steps)
 
 
+def _apart(names: list[str]) -> list[str]:
+    """Returns the names, with a number behind those that occur before.
+
+    >>> _apart(["Implicit()", "Direct()", "Implicit()"])
+    ['Implicit()', 'Direct()', 'Implicit() (2)']
+    """
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [name if n == 1 else f"{name} ({n})" for name, n in zip(names, counts, strict=True)]
+
+
 def _measure(program: Any, args: tuple, repeats: int) -> tuple[Row, np.ndarray | None]:
     """Returns a row without comparisons, and the hypergradient as one vector."""
     nothing = Row("", *[None] * 8)
     try:
         compiled = jax.jit(program).lower(*args).compile()
-    except (ValueError, TypeError) as error:
+        (value, h, info), first = _timed(compiled, args)
+    except (ValueError, TypeError, RuntimeError) as error:  # the last where memory does not suffice
         return nothing._replace(problem=str(error).splitlines()[0]), None
     memory = compiled.memory_analysis()
-
-    def run():
-        begun = time.perf_counter()
-        found = jax.block_until_ready(compiled(*args))
-        return found, time.perf_counter() - begun
-
-    (value, h, info), first = run()
-    seconds = [run()[1] for _ in range(repeats)] or [first]
+    seconds = [_timed(compiled, args)[1] for _ in range(repeats)] or [first]
     problem = None
     try:
         check(info)
@@ -238,6 +245,13 @@ def _measure(program: Any, args: tuple, repeats: int) -> tuple[Row, np.ndarray |
     )
     flat = [np.asarray(x, np.float64).reshape(-1) for x in jax.tree.leaves(h)]
     return row, np.concatenate(flat)
+
+
+def _timed(compiled: Any, args: tuple) -> tuple[Any, float]:
+    """Returns what a program returns, and its seconds."""
+    begun = time.perf_counter()
+    found = jax.block_until_ready(compiled(*args))
+    return found, time.perf_counter() - begun
 
 
 def _compared(row: Row, h: np.ndarray | None, want: np.ndarray) -> Row:

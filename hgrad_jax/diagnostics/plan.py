@@ -196,9 +196,9 @@ def _row(problem: Problem, adjoint: Adjoint, memory: float, is_timed: bool) -> R
     try:
         problem.require(adjoint)
         lowered = problem.program(adjoint).lower(*problem.arguments)
-    except ValueError as error:
-        return Row(adjoint, None, None, None, str(error))
-    size, why_not = temp_bytes(lowered.compile()), None
+        size, why_not = temp_bytes(lowered.compile()), None
+    except (ValueError, TypeError, RuntimeError) as error:  # of the adjoint's: Direct() is traced
+        return Row(adjoint, None, None, None, str(error).splitlines()[0])
     if size is None:
         why_not = "the compiler does not say how much memory it takes"
     elif size > memory:

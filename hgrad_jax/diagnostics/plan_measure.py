@@ -41,7 +41,12 @@ class Problem(NamedTuple):
         is_schedule = validate.schedules(self.hparams, self.hparams_axes, self.num_steps)
         leaves, treedef = jax.tree.flatten(validate.floating(self.hparams, "hparams"))
         short = [x[:num_steps] if s else x for x, s in zip(leaves, is_schedule, strict=True)]
-        return self._replace(hparams=jax.tree.unflatten(treedef, short), num_steps=num_steps)
+        return self._replace(
+            hparams=jax.tree.unflatten(treedef, short),
+            num_steps=num_steps,
+            # Leaf by leaf, lest a constant be taken for a forgotten schedule of fewer steps.
+            hparams_axes=jax.tree.unflatten(treedef, [0 if s else None for s in is_schedule]),
+        )
 
     @property
     def arguments(self) -> tuple[Any, ...]:

@@ -59,20 +59,26 @@ def gradient_from(provider: GradientProvider, loss: Loss) -> GradientFn:
     return gradient
 
 
-def scalar(loss: Loss) -> Loss:
-    """Returns the loss, raising when it is traced if it is not a floating-point scalar."""
+def scalar(loss: Loss, name: str = "loss") -> Loss:
+    """Returns the loss, raising when it is traced if it is not a floating-point scalar.
+
+    Args:
+      loss: `loss(params, hparams, batch, key)`.
+      name: what the message calls it.
+    """
 
     def checked(params, hparams, batch, key):
         value = loss(params, hparams, batch, key)
         if len(jax.tree.leaves(value)) != 1 or isinstance(value, tuple | list | dict):
             raise ValueError(
-                f"loss returned a {type(value).__name__}; it must return one floating-point number "
-                "and nothing beside it: what else it computes, `record` can compute after the step."
+                f"{name} returned a {type(value).__name__}; it must return one floating-point "
+                "number and nothing beside it: what else it computes, `record` can compute after "
+                "the step."
             )
         shape, dtype = jnp.shape(value), jnp.result_type(value)
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"loss returned {dtype} of shape {shape}; it must return one floating-point "
+                f"{name} returned {dtype} of shape {shape}; it must return one floating-point "
                 "number: average over the batch inside the loss."
             )
         return value

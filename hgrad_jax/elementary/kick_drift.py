@@ -216,12 +216,16 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
             return scale_and_add(decays[name], variable, increment, name)
 
         kicks = named("kick", exact.kick(gradient, hparams, count), exact.kicked)
-        like("kick", list(kicks.values()), [params] * len(kicks))
+        for name, kick in kicks.items():
+            require_like(kick, params, f"what kick returned for {name!r}")
         new = {name: advance(name, slots[name], kicks[name]) for name in exact.kicked}
         couples = named("couple", exact.couple(gradient, new, hparams, count), exact.coupled)
-        like("couple", list(couples.values()), [params] * len(couples))
+        for name, increment in couples.items():
+            require_like(increment, params, f"what couple returned for {name!r}")
         new |= {name: advance(name, slots[name], couples[name]) for name in exact.coupled}
-        params = advance(PARAMS, params, like("drift", exact.drift(new, hparams, count), params))
+        drifted = exact.drift(new, hparams, count)
+        require_like(drifted, params, "what drift returned")
+        params = advance(PARAMS, params, drifted)
         trails = exact.trail(params, hparams, count)
         new |= {name: advance(name, slots[name], trails[name]) for name in exact.trailing}
         return params, new
@@ -241,8 +245,22 @@ def from_update(
     """
 
     def from_start(params, gradient, slots, hparams, count=0):
-        slots = init(params, hparams).slots if slots is None else slots
-        return update(params, gradient, slots, hparams, jnp.int32(count))
+        params, gradient = floats(params, "params"), floats(gradient, "gradient")
+        require_like(gradient, params, "gradient")
+        own = init(params, hparams).slots
+        if slots is None:
+            slots = own
+        elif not isinstance(slots, Mapping) or set(slots) != set(own):
+            what = list(slots) if isinstance(slots, Mapping) else type(slots).__name__
+            raise ValueError(
+                f"slots is {what}; it must be a dict of {list(own)}, or None for their start."
+            )
+        slots = {name: floats(slot, f"slots[{name!r}]") for name, slot in slots.items()}
+        for name, slot in slots.items():
+            require_like(slot, params, f"slots[{name!r}]")
+        if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
+            raise TypeError(f"count is {count!r}; it must be an int, the steps taken before.")
+        return update(params, gradient, slots, hparams, jnp.asarray(count, jnp.int32))
 
     def step(state, hparams, batch, key):
         at = gradient(state.params, hparams, batch, key)
@@ -271,6 +289,31 @@ def _require_pieces(
         raise TypeError(
             f"slots has {wrong[0]!r}; it must be a dict of names and hg.Slot(), such as "
             '{"velocity": hg.Slot()}.'
+        )
+
+
+def floats(tree: Params, name: str) -> Params:
+    """Returns the tree as arrays, if they are of floating point.
+
+    Raises:
+      TypeError: a leaf is something else.
+    """
+
+    def at(path: Any, x: Any) -> Array:
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {x!r}, which has no derivative; write it in floats.")
+        return jnp.asarray(x)
+
+    return jax.tree_util.tree_map_with_path(at, tree)
+
+
+def require_like(tree: Params, params: Params, name: str) -> None:
+    """Raises a ValueError if a tree has not the structure and shapes of `params`."""
+    found, wanted = (jax.tree.map(jnp.shape, x) for x in (tree, params))
+    if found != wanted:
+        raise ValueError(
+            f"{name} has the shapes {found}, but params {wanted}; it must be a tree like params."
         )
 
 
@@ -322,17 +365,6 @@ def named(stage: str, increments: Any, names: tuple[str, ...]) -> dict[str, Para
         what = list(increments) if isinstance(increments, Mapping) else type(increments).__name__
         raise ValueError(f"{stage} returned {what}; it must return a dict of {list(names)}.")
     return dict(increments)
-
-
-def like(stage: str, increment: Any, params: Params) -> Any:
-    """Returns what a stage returned, after checking that it is a tree of the shapes of `params`."""
-    found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (increment, params))
-    if found != wanted:
-        raise ValueError(
-            f"{stage} returned a tree of shapes {found}; its increments must be like params, whose "
-            f"shapes are {wanted}."
-        )
-    return increment
 
 
 def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Params:

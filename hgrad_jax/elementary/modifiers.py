@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientFn, GradientProvider, gradient_from
 from hgrad_jax.elementary.source import Source, field, read
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 GradientModifier = Callable[[Params, Params, Hparams], Params]
@@ -72,8 +72,8 @@ def add_weight_decay(strength: Source = field("weight_decay")) -> GradientModifi
     decoupled form. As `optax.add_decayed_weights`.
 
     Args:
-      strength: wd, a number or a function of hparams; its value is a tree prefix of params: 0 for
-        biases, say.
+      strength: wd, by default `hparams["weight_decay"]`: a number or a function of hparams; its
+        value is a tree prefix of params: 0 for biases, say.
     """
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
@@ -91,8 +91,13 @@ def clip_by_value(bound: Source = field("clip")) -> GradientModifier:
     """Returns the modifier min(max(g, -c), c), number by number; as `optax.clip`.
 
     Args:
-      bound: c >= 0, a number or a function of hparams; its value is a tree prefix of params.
+      bound: c >= 0, by default `hparams["clip"]`: a number or a function of hparams; its value is
+        a tree prefix of params.
+
+    Raises:
+      ValueError: the bound is a negative number.
     """
+    _require_bound(bound, "clip_by_value")
 
     def limit(g: Array, clip: Array) -> Array:
         return jnp.where(jnp.abs(g) > clip, jnp.sign(g) * clip, g)
@@ -110,11 +115,13 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
     finite derivative at a gradient of zero.
 
     Args:
-      bound: c >= 0, a number or a function of hparams; one scalar for all tensors.
+      bound: c >= 0, by default `hparams["clip"]`: a number or a function of hparams; one scalar for
+        all tensors.
 
     Raises:
-      ValueError: when the modifier is traced, the bound is no scalar.
+      ValueError: the bound is a negative number, or, when the modifier is traced, no scalar.
     """
+    _require_bound(bound, "clip_by_norm")
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         c = read(bound, hparams)
@@ -130,3 +137,8 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
         return elementwise(lambda g, factor: factor * g, gradient, factor=factor)
 
     return modify
+
+
+def _require_bound(bound: Source, name: str) -> None:
+    if not callable(bound) and is_number(bound) and bound < 0:
+        raise ValueError(f"{name} has the bound {bound}; it must be at least 0.")

@@ -21,10 +21,10 @@ def field(name: str) -> Callable[[Hparams], Any]:
             return hparams[name]
         if not isinstance(hparams, Mapping) and hasattr(hparams, name):
             return getattr(hparams, name)
-        has = sorted(hparams) if isinstance(hparams, Mapping) else type(hparams).__name__
+        has = f"it has {sorted(hparams)}" if isinstance(hparams, Mapping) else "it is no dict"
         raise ValueError(
-            f"hparams has no {name!r} (it has {has}); put it in, or pass {name}= to the rule: a "
-            "number, or a function of hparams."
+            f"hparams has no {name!r} ({has}); put it in, or make the rule or modifier with a "
+            "number, or a function of hparams, in its place."
         )
 
     return read_field

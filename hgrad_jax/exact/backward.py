@@ -1,6 +1,6 @@
 """The way back: every step undone bit for bit, the cotangents pulled through it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,91 @@ def run_backward(
       residuals: from the way forward.
       state_bar: cotangent of the last state, like the state.
       trace_bar: cotangent of the trace `[T]`, or None.
-      share_gradient: see `Reversible`.
+      share_gradient: see `Reversible`; tried first, and repeated without if the start is missed.
       trace_norms: see `Reversible`.
 
     Returns:
       Cotangents of the start and of the inputs (None for what is not differentiable), all NaN
       unless the start was restored; and the info.
     """
+    info, like = residuals.info, layout(residuals.start.params)
+
+    def undone(is_shared: bool) -> _Undone:
+        return _undo(trajectory, residuals, state_bar, trace_bar, is_shared, trace_norms)
+
+    is_shared = share_gradient and _can_share(trajectory, residuals, like)
+    found, is_repeated = undone(is_shared), jnp.zeros((), bool)
+    is_sound = ~(info.overflow | info.nonfinite | info.decay_out_of_range | info.store_overflow)
+    if is_shared:
+        is_repeated = _in_any_run(is_sound & (found.mismatches > 0))
+        found = jax.lax.cond(is_repeated, lambda _: undone(False), lambda found: found, found)
+
+    trees = {name: unravel(bar, like) for name, bar in found.bars.items()}
+    params_bar = trees.pop(PARAMS)
+    floats = poison(
+        (params_bar, trees, found.constants_bar, found.schedules_bar),
+        is_sound & (found.mismatches == 0),
+    )
+    params_bar, slots_bar, constants_bar, schedules_bar = floats
+    backward_info = BackwardInfo(
+        info, found.mismatches, all_finite(floats), found.norms, is_repeated=is_repeated
+    )
+    # None: the cotangent of an integer.
+    start_bar = KickDriftState(params_bar, slots_bar, None)  # pyright: ignore[reportArgumentType]
+    return start_bar, Inputs(constants_bar, schedules_bar, None, None), backward_info
+
+
+@jax.custom_batching.custom_vmap
+def _in_any_run(flag: Array) -> Array:
+    """Returns a flag; under `vmap`, whether it is raised in any run.
+
+    So that a conditional on it stays one, where `vmap` would evaluate both branches for all runs.
+    """
+    return flag
+
+
+@_in_any_run.def_vmap
+def _(axis_size, is_batched, flag):  # pyright: ignore[reportUnusedFunction]
+    return _in_any_run(jnp.any(flag, axis=0) if is_batched[0] else flag), False
+
+
+class _Undone(NamedTuple):
+    """What undoing all steps found.
+
+    Attributes:
+      mismatches: int32 scalar, numbers of the start that were not restored.
+      bars: cotangents of the variables at the start, vectors by name.
+      constants_bar, schedules_bar: of the hyperparameters.
+      norms: see `BackwardInfo`.
+    """
+
+    mismatches: Array
+    bars: dict[str, Array]
+    constants_bar: tuple
+    schedules_bar: tuple
+    norms: dict[str, Array] | None
+
+
+def _can_share(trajectory: Trajectory, residuals: Residuals, like: Layout) -> bool:
+    rule, inputs = trajectory.transition.exact, residuals.inputs
+    hparams = first_hparams(trajectory, inputs)
+    view = engine.stage_view(rule, hparams, like)
+    slots = {name: engine.read_tree(rule, residuals.end.values, name, view) for name in rule.kicked}
+    where = (inputs.data, inputs.key)
+    return products.can_share(
+        rule, batches(trajectory), residuals.start.params, hparams, where, like, view, slots
+    )
+
+
+def _undo(
+    trajectory: Trajectory,
+    residuals: Residuals,
+    state_bar: KickDriftState,
+    trace_bar: Any,
+    is_shared: bool,
+    trace_norms: bool,
+) -> _Undone:
+    """Undoes all steps in one scan; `is_shared` is `products_at`'s."""
     rule, inputs = trajectory.transition.exact, residuals.inputs
     like = layout(residuals.start.params)
     stages = engine.stages(rule)
@@ -98,7 +176,7 @@ def run_backward(
             view,
             slots,
             bars,
-            share_gradient=share_gradient,
+            is_shared=is_shared,
         )
         hparams_bars.append(product.hparams_bar)
         gradient = unravel(product.gradient, view)
@@ -128,19 +206,13 @@ def run_backward(
         step, (residuals.end, bars, constants_bar), xs, reverse=True
     )
 
-    mismatches = count_mismatches(start, residuals, trajectory, like)
-    info = residuals.info
-    is_right = ~(info.overflow | info.nonfinite | info.decay_out_of_range | info.store_overflow) & (
-        mismatches == 0
+    return _Undone(
+        count_mismatches(start, residuals, trajectory, like),
+        bars,
+        constants_bar,
+        schedules_bar,
+        norms,
     )
-    trees = {name: unravel(bar, like) for name, bar in bars.items()}
-    params_bar = trees.pop(PARAMS)
-    floats = poison((params_bar, trees, constants_bar, schedules_bar), is_right)
-    params_bar, slots_bar, constants_bar, schedules_bar = floats
-    backward_info = BackwardInfo(info, mismatches, all_finite(floats), norms)
-    # None: the cotangent of an integer.
-    start_bar = KickDriftState(params_bar, slots_bar, None)  # pyright: ignore[reportArgumentType]
-    return start_bar, Inputs(constants_bar, schedules_bar, None, None), backward_info
 
 
 def count_mismatches(

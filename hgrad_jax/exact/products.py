@@ -9,8 +9,10 @@ and stores the inner graph (Pearlmutter 1994; MixFlow-MG, Kemaev et al. 2025).
 The gradient must come out with the bits it had on the way forward. Where the kick is linear in it,
 it is evaluated in the isolated branch of `bitwise.isolate` and differentiated through that branch.
 Whether the compiler keeps its bits there is measured, in every run, by the check of the restored
-start; `Reversible(share_gradient=False)` evaluates it apart, by the very function of the way
-forward, at the price of one more gradient a step. Other kicks always pay that price.
+start. It does in networks, where matrix products lie between the two; in losses that are
+elementwise up to the last sum (cosh(exp(s) x)) it may not. Then the whole way back is taken again,
+with the gradient evaluated apart, by the very function of the way forward, at the price of one more
+gradient a step: `Reversible(share_gradient=False)` from the start. Other kicks always pay it.
 """
 
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.elementary.kick_drift import KickDrift
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
+from hgrad_jax.jaxprs import has_custom_vjp
 from hgrad_jax.trees import Layout, ravel, ravel_in_place, unravel
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
@@ -83,23 +86,17 @@ def products_at(
     slots: dict[str, Params],
     bars: dict[str, Array],
     *,
-    share_gradient: bool,
+    is_shared: bool,
 ) -> Products:
     """Returns gradient and products of step t, for cotangents `bars` `[N]` of the slots.
 
-    If the kick is linear in the gradient, u is known before the gradient is, and one `jvp` returns
-    all. If it is not (Adam squares the gradient), the gradient is evaluated first, apart: out of
+    If it `is_shared`, which `can_share` must allow, u is known before the gradient is, and one
+    `jvp` returns all. If not, the gradient is evaluated first, apart: out of
     `jax.linearize` it comes with other bits (measured: in all weights of a convolutional net with
     batch normalization). So it is before `vjp`, which serves where the gradient is a user's
-    estimator, whose Jacobian need not be symmetric, or where the loss contains a `custom_vjp`,
-    which forbids `jvp`.
+    estimator, or the loss contains a `custom_vjp`: of neither the Jacobian need be symmetric.
     """
-    slots = {name: slots[name] for name in rule.kicked}
-    slot_bars = {name: bars[name] for name in rule.driving}
-    pull_kick = gradient_pullback(rule, slots, hparams, t, view)
-
-    def direction(gradient):
-        return unravel(ravel(pull_kick(unravel(gradient, view), slot_bars), view), like)
+    direction = _direction(rule, hparams, t, like, view, slots, bars)
 
     def gradients(params, hparams, where, t):
         return _gradients(rule, params, hparams, *batch_and_key(where, t))
@@ -107,16 +104,15 @@ def products_at(
     def along(tangent, function):
         return jax.jvp(lambda p: function(p, hparams, where, t), (params,), (tangent,))
 
-    is_forward = is_twice_forward(rule, batch_and_key, params, hparams, where, t)
-    zeros = jnp.zeros((like.size,), like.dtype)
-    if share_gradient and is_forward and ignores_first(direction, zeros):
+    if is_shared:
         # The kick's adjoint is the same at any gradient.
+        zeros = jnp.zeros((like.size,), like.dtype)
         (gradient, _), (product, mixed) = along(direction(zeros), isolate(gradients, t))
         return Products(ravel_in_place(gradient, like), ravel_in_place(product, like), mixed)
 
     gradient = gradient_at(rule, batch_and_key, params, hparams, where, t, like)
     tangent = direction(gradient)
-    if is_forward:
+    if is_twice_forward(rule, batch_and_key, params, hparams, where, t):
         product, mixed = along(tangent, isolate(gradients, t))[1]
         return Products(gradient, ravel_in_place(product, like), mixed)
 
@@ -126,6 +122,46 @@ def products_at(
     _, pull = jax.vjp(estimate, params, hparams)
     params_bar, hparams_bar = pull(ravel(tangent, like))
     return Products(gradient, ravel_in_place(params_bar, like), hparams_bar)
+
+
+def can_share(
+    rule: KickDrift,
+    batch_and_key: BatchAndKey,
+    params: Params,
+    hparams: Hparams,
+    where: Any,
+    like: Layout,
+    view: Layout,
+    slots: dict[str, Params],
+) -> bool:
+    """Returns whether gradient and products of a step can come from one pass.
+
+    They can if the gradient is that of a loss that can be differentiated by `jvp` after `grad`, and
+    the kick is linear in it: Adam squares the gradient.
+    """
+    bars = {name: jnp.zeros((like.size,), like.dtype) for name in rule.driving}
+    direction = _direction(rule, hparams, jnp.int32(0), like, view, slots, bars)
+    zeros = jnp.zeros((like.size,), like.dtype)
+    is_forward = is_twice_forward(rule, batch_and_key, params, hparams, where, jnp.int32(0))
+    return is_forward and ignores_first(direction, zeros)
+
+
+def _direction(
+    rule: KickDrift,
+    hparams: Hparams,
+    t: Array,
+    like: Layout,
+    view: Layout,
+    slots: dict[str, Params],
+    bars: dict[str, Array],
+) -> Callable[[Array], Params]:
+    """Returns the function from the gradient `[N]` to its cotangent u, a tree like params."""
+    slots = {name: slots[name] for name in rule.kicked}
+    slot_bars = {name: bars[name] for name in rule.driving}
+    pull_kick = gradient_pullback(rule, slots, hparams, t, view)
+    return lambda gradient: unravel(
+        ravel(pull_kick(unravel(gradient, view), slot_bars), view), like
+    )
 
 
 def _gradients(
@@ -143,27 +179,12 @@ def is_twice_forward(
     where: Any,
     t: Array,
 ) -> bool:
-    """Returns whether the gradient is that of a loss that `jvp` differentiates after `grad`."""
-    if rule.loss is None:
+    """Returns whether the gradient is that of a loss whose mixed derivatives are symmetric."""
+    loss = rule.loss
+    if loss is None:
         return False
 
-    def tangent(params, hparams, where, t):
-        return jax.jvp(
-            lambda p: _gradients(rule, p, hparams, *batch_and_key(where, t)), (params,), (params,)
-        )
+    def at_step(params, hparams, where, t):
+        return loss(params, hparams, *batch_and_key(where, t))
 
-    # A derivative of a custom_vjp is traced as this primitive, which has no value: it raises only
-    # when it is compiled, and inside a scan it is compiled even if nothing needs it.
-    jaxpr = jax.make_jaxpr(tangent)(params, hparams, where, t).jaxpr
-    return "custom_lin" not in _primitives(jaxpr)
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-    """Returns the names of all primitives in a jaxpr, nested ones included."""
-    names = {equation.primitive.name for equation in jaxpr.eqns}
-    for equation in jaxpr.eqns:
-        for leaf in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(leaf, "jaxpr", leaf)
-            if hasattr(inner, "eqns"):
-                names |= _primitives(inner)
-    return names
+    return not has_custom_vjp(at_step, params, hparams, where, t)

@@ -17,6 +17,7 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
+from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Store, digest
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
@@ -113,6 +114,8 @@ def fit(
     if num_epochs is True or not isinstance(num_epochs, int) or num_epochs < 1:
         raise ValueError(f"num_epochs is {num_epochs!r}; it must be a positive int.")
     validate.adjoint_serves(Direct(), transition)
+    validate.run_functions(batch_fn, key, None)
+    _refuse_settings(loss, metrics, metrics_args, epoch_hparams, checkpoints)
     _refuse_data(train, valid, train_sample, metrics)
     length = _length_of_epoch(steps_per_epoch, train, batch_fn)
 
@@ -170,6 +173,26 @@ def fit(
 def _refuse_traced(*trees: Any) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
         raise TypeError("fit cannot run inside jit, grad or vmap; hg.unroll is for that.")
+
+
+def _refuse_settings(
+    loss: Any, metrics: Any, metrics_args: Any, epoch_hparams: Any, checkpoints: Any
+) -> None:
+    if loss is not None:
+        require_function(loss, "loss(params, hparams, batch, key)", "that of the rule, or None")
+    if epoch_hparams is not None:
+        require_function(epoch_hparams, "epoch_hparams(hparams, epoch)", "a function, or None")
+    if not isinstance(metrics_args, tuple) or hasattr(metrics_args, "_fields"):
+        raise TypeError(
+            f"metrics_args is a {type(metrics_args).__name__}; it must be a tuple of what metrics "
+            "takes besides, such as (train.inputs,)."
+        )
+    if metrics is not None:
+        more = "".join(f", args_{i}" for i in range(len(metrics_args)))
+        call = f"metrics(params, data{more})"
+        require_function(metrics, call, "hgrad_jax.models.classification_metrics(model), say")
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        raise TypeError(f"checkpoints is {checkpoints!r}; pass hg.Checkpoints(folder), or None.")
 
 
 def _refuse_data(train: Data, valid: Data, train_sample: Data, metrics: Any) -> None:

@@ -3,24 +3,27 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-Update = Callable[[Mapping[str, float], float], None]
-"""`update(metrics, steps_per_second)`, once an epoch."""
+Update = Callable[[str], None]
+"""`update(caption)`, once an epoch or meta-step."""
 
 
 @contextlib.contextmanager
-def progress_bar(is_shown: bool | None, num_epochs: int, num_done: int) -> Iterator[Update]:
-    """Shows a bar of epochs on standard error while the context lasts.
+def progress_bar(
+    is_shown: bool | None, unit: str, num_units: int, num_done: int
+) -> Iterator[Update]:
+    """Shows a bar of epochs or meta-steps on standard error while the context lasts.
 
     Args:
       is_shown: None for whether standard error is a terminal or a notebook.
-      num_epochs: how many epochs there are to be.
+      unit: what is counted.
+      num_units: how many there are to be.
       num_done: how many there are already.
 
     Yields:
-      What is to be called after every epoch.
+      What is to be called after every one.
     """
     if is_shown is False:
-        yield lambda metrics, rate: None
+        yield lambda caption: None
         return
 
     from rich.console import Console
@@ -36,7 +39,7 @@ def progress_bar(is_shown: bool | None, num_epochs: int, num_done: int) -> Itera
     console = Console(stderr=True)
     # In a narrow terminal the caption, which alone may wrap, gives way to the bar.
     columns = (
-        TextColumn("epoch", table_column=Column(no_wrap=True)),
+        TextColumn(unit, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         BarColumn(bar_width=8, table_column=Column(no_wrap=True)),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
@@ -44,10 +47,10 @@ def progress_bar(is_shown: bool | None, num_epochs: int, num_done: int) -> Itera
     )
     is_disabled = is_shown is None and not (console.is_terminal or console.is_jupyter)
     with Progress(*columns, console=console, disable=is_disabled) as bar:
-        task = bar.add_task("", total=num_epochs, completed=num_done, shown="")
+        task = bar.add_task("", total=num_units, completed=num_done, shown="")
 
-        def update(metrics: Mapping[str, float], rate: float) -> None:
-            bar.update(task, advance=1, shown=caption(metrics, rate))
+        def update(caption: str) -> None:
+            bar.update(task, advance=1, shown=caption)
 
         yield update
 

@@ -12,7 +12,7 @@ from hgrad_jax.training.checkpoints import Snapshot, Store
 from hgrad_jax.training.epoch import EpochEnd
 from hgrad_jax.training.history import SECONDS, History, Rows
 from hgrad_jax.training.measure import Measure, finite_at_start
-from hgrad_jax.training.progress import progress_bar
+from hgrad_jax.training.progress import caption, progress_bar
 from hgrad_jax.training.stopping import Best, EarlyStopping, Target
 from hgrad_jax.trajectory import Inputs, Trajectory
 from hgrad_jax.types import Params, RunInfo, State
@@ -77,7 +77,7 @@ class Run(NamedTuple):
             )
 
         damaged_at = length * self.num_epochs
-        with progress_bar(progress, self.num_epochs, epoch) as update:
+        with progress_bar(progress, "epoch", self.num_epochs, epoch) as update:
             while (reason := self._reason(rows)) is None:
                 epoch_begun = time.perf_counter()
                 end = self.run_epoch(state, self.given, np.int32(epoch))
@@ -94,7 +94,7 @@ class Run(NamedTuple):
                 rows.add(found, now - begun)
                 if self._best_epoch(rows) == epoch:
                     best = params_of(state)
-                update(found, length / (now - epoch_begun))
+                update(caption(found, length / (now - epoch_begun)))
                 if store is not None and (epoch % store.every == 0 or self._reason(rows)):
                     is_kept = self.early_stopping is not None
                     store.write(epoch, Snapshot(state, best if is_kept else None, *rows))

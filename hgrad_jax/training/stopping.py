@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hgrad_jax.functions import is_number
 from hgrad_jax.types import Params
 
 
@@ -32,7 +33,7 @@ class EarlyStopping:
         patience = self.patience
         if patience is not None and (not isinstance(patience, int) or patience < 1):
             raise ValueError(f"patience is {patience!r}; it must be a positive int, or None.")
-        if not self.min_change >= 0:
+        if not is_number(self.min_change) or not self.min_change >= 0:
             raise ValueError(f"min_change is {self.min_change!r}; it must not be negative.")
 
     def best_epoch(self, values: Sequence[float]) -> int:
@@ -62,6 +63,10 @@ class Target:
     metric: str
     value: float
     is_maximized: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_number(self.value):
+            raise TypeError(f"value is {self.value!r}; it must be a number.")
 
     def is_reached(self, value: float) -> bool:
         """Returns whether this value of the metric is good enough."""

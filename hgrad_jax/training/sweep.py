@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Part
 
+from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep
 from hgrad_jax.types import Array, Data, Hparams
@@ -81,6 +82,8 @@ def sweep(
     """
     if not callable(run):
         raise TypeError(f"run is {run!r}; it must be a function run(hparams, key, data).")
+    call = "run(hparams, key, data)"
+    require_function(run, call, "a pure function of one run that returns a pytree of arrays")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((settings, data, keys))):
         raise TypeError("sweep compiles by itself and cannot run inside jit, grad or vmap.")
     stacked = _stacked(settings)
@@ -88,7 +91,7 @@ def sweep(
     devices = tuple(jax.local_devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices is empty; leave it out for all that JAX sees.")
-    if memory is not None and not memory > 0:
+    if memory is not None and (not is_number(memory) or not memory > 0):
         raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes, or None.")
 
     num_runs = len(settings) * num_seeds

@@ -13,7 +13,7 @@ def heat_map(
     values: Mapping[str, Sequence[Any]],
     value: str,
     found: Summary,
-    largest_is_best: bool,
+    is_maximized: bool,
     axes: Any = None,
 ) -> Any:
     """Draws means over two hyperparameters.
@@ -22,7 +22,7 @@ def heat_map(
       values: of every setting, by name: first the columns' hyperparameter, then the rows'.
       value: what is drawn.
       found: of a result that is one number a run.
-      largest_is_best: whether more is better.
+      is_maximized: whether more is better.
       axes: where to draw; None for a new figure.
     """
     if len(values) != 2:
@@ -41,7 +41,7 @@ def heat_map(
         cells[at] = mean
 
     axes = new_axes() if axes is None else axes
-    colors = "viridis" if largest_is_best else "viridis_r"
+    colors = "viridis" if is_maximized else "viridis_r"
     image = axes.imshow(cells, origin="lower", cmap=colors, aspect="auto")
     axes.figure.colorbar(image, ax=axes, label=value)
     axes.set_xticks(range(len(columns)), [written(v) for v in columns])
@@ -53,7 +53,7 @@ def heat_map(
             is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
             ink = "white" if is_dark else "black"
             axes.text(j, i, f"{mean:.3g}", ha="center", va="center", color=ink, fontsize=8)
-    best = ranked(found, largest_is_best)[0]
+    best = ranked(found, is_maximized)[0]
     if np.isfinite(found.mean[best]):
         from matplotlib.patches import Rectangle
 

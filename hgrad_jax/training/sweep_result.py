@@ -70,18 +70,18 @@ class Sweep(NamedTuple):
         """
         return summary_of(self._result(name), self.is_failed)
 
-    def best(self, name: str, *, largest_is_best: bool = False) -> Best:
+    def best(self, name: str, *, is_maximized: bool = False) -> Best:
         """Returns the setting whose result has the least mean, or the largest.
 
         Args:
           name: of a result that is one number a run.
-          largest_is_best: whether more is better, as of an accuracy.
+          is_maximized: whether more is better, as of an accuracy.
 
         Raises:
           ValueError: there is no such result, or every run failed.
         """
         found = summary_of(self._result(name, ndim=2), self.is_failed)
-        place = int(ranked(found, largest_is_best)[0])
+        place = int(ranked(found, is_maximized)[0])
         if not np.isfinite(found.mean[place]):
             raise ValueError(f"every run failed, so none has the best {name!r}.")
         mean, spread = float(found.mean[place]), float(found.spread[place])
@@ -114,7 +114,7 @@ class Sweep(NamedTuple):
             raise ValueError(f"settings have no {name!r}; they have {', '.join(names[0])}.")
         return [each[name] for each in names]
 
-    def table(self, by: str | None = None, *, largest_is_best: bool = False) -> str:
+    def table(self, by: str | None = None, *, is_maximized: bool = False) -> str:
         """Returns a table of all settings, the best first and marked by a star.
 
         It shows mean and spread of the results that are one number a run, and how many seeds
@@ -122,7 +122,7 @@ class Sweep(NamedTuple):
 
         Args:
           by: the result that orders them; None for the first one.
-          largest_is_best: whether more of that is better.
+          is_maximized: whether more of that is better.
 
         Raises:
           ValueError: there is no such result.
@@ -134,11 +134,11 @@ class Sweep(NamedTuple):
             by_name(self.results),
             self.is_failed,
             by,
-            largest_is_best,
+            is_maximized,
         )
 
     def plot_heat_map(
-        self, x: str, y: str, value: str, *, largest_is_best: bool = False, axes: Any = None
+        self, x: str, y: str, value: str, *, is_maximized: bool = False, axes: Any = None
     ) -> Any:
         """Draws the mean of a result over two hyperparameters, and returns the matplotlib figure.
 
@@ -148,7 +148,7 @@ class Sweep(NamedTuple):
           x: hyperparameter of the columns.
           y: that of the rows.
           value: a result that is one number a run.
-          largest_is_best: whether more of it is better.
+          is_maximized: whether more of it is better.
           axes: a matplotlib axis to draw on; None for a new figure.
 
         Raises:
@@ -156,7 +156,7 @@ class Sweep(NamedTuple):
         """
         found = summary_of(self._result(value, ndim=2), self.is_failed)
         return sweep_figures.heat_map(
-            {x: self.values(x), y: self.values(y)}, value, found, largest_is_best, axes
+            {x: self.values(x), y: self.values(y)}, value, found, is_maximized, axes
         )
 
     def plot_curves(self, value: str, *, x: str | None = None, axes: Any = None) -> Any:

@@ -51,14 +51,14 @@ def summary_of(values: np.ndarray, is_failed: np.ndarray) -> Summary:
     return Summary(mean, spread, is_failed.sum(axis=1))
 
 
-def ranked(found: Summary, largest_is_best: bool) -> np.ndarray:
+def ranked(found: Summary, is_maximized: bool) -> np.ndarray:
     """Returns the settings' indices, the best first; those with fewer failures before all others.
 
     Args:
       found: of a result that is one number a run.
-      largest_is_best: whether more is better.
+      is_maximized: whether more is better.
     """
-    key = -found.mean if largest_is_best else found.mean
+    key = -found.mean if is_maximized else found.mean
     return np.lexsort((np.where(np.isnan(key), np.inf, key), found.num_failed))
 
 
@@ -67,7 +67,7 @@ def text(
     results: Mapping[str, np.ndarray],
     is_failed: np.ndarray,
     by: str | None,
-    largest_is_best: bool,
+    is_maximized: bool,
 ) -> str:
     """Returns the table.
 
@@ -76,7 +76,7 @@ def text(
       results: [settings, seeds, *shape] by name.
       is_failed: [settings, seeds].
       by: the result that orders the rows; None for the first that is one number a run.
-      largest_is_best: whether more of that is better.
+      is_maximized: whether more of that is better.
     """
     num_settings, num_seeds = is_failed.shape
     found = {name: summary_of(x, is_failed) for name, x in results.items() if x.ndim == 2}
@@ -84,8 +84,8 @@ def text(
     order, title = np.arange(num_settings), f"{num_settings} settings x {num_seeds} seeds"
     is_marked = False
     if by is not None:
-        order = ranked(found[by], largest_is_best)
-        extreme = "largest" if largest_is_best else "least"
+        order = ranked(found[by], is_maximized)
+        extreme = "largest" if is_maximized else "least"
         title += f", the {extreme} {by} first"
         is_marked = bool(np.isfinite(found[by].mean[order[0]]))
     head = ["", *settings[0], *found, "failed"]

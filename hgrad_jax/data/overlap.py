@@ -1,0 +1,84 @@
+"""Examples that two parts of the data have in common."""
+
+import hashlib
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def shared_examples(data: Any, other: Any) -> np.ndarray:
+    """Returns which examples of `other` are in `data` too, bit for bit, inputs and labels.
+
+    Found by a hash of each example on the host: 60,000 images take less than a second.
+
+    Args:
+      data: pytree of arrays [N, *shape].
+      other: pytree of arrays [M, *shape]. Where structure, shapes of examples or dtypes differ, or
+        there is no common leading axis, no example is the same as another.
+
+    Returns:
+      int [K, 2]: for each such example of `other`, in order, the first place in `data` and its own.
+
+    >>> x = np.arange(6)
+    >>> shared_examples((x[:4], x[:4]), (x[2:], x[2:])).tolist()
+    [[2, 0], [3, 1]]
+    """
+    ours, theirs = _arrays(data), _arrays(other)
+    is_alike = jax.tree.structure(data) == jax.tree.structure(other) and [
+        (x.dtype, x.shape[1:]) for x in ours
+    ] == [(x.dtype, x.shape[1:]) for x in theirs]
+    if not is_alike or not _has_examples(ours) or not _has_examples(theirs):
+        return np.zeros((0, 2), int)
+    places: dict[bytes, int] = {}
+    for i, found in enumerate(_digests(ours)):
+        places.setdefault(found, i)
+    pairs = [(places[found], i) for i, found in enumerate(_digests(theirs)) if found in places]
+    return np.asarray(pairs, int).reshape(-1, 2)
+
+
+def require_disjoint(parts: Mapping[str, Any]) -> None:
+    """Raises if two parts of the data share an example.
+
+    Args:
+      parts: by name, in the order in which the message names them.
+
+    Raises:
+      ValueError: they do; the message names the first one.
+    """
+    for (name, data), (other_name, other) in combinations(parts.items(), 2):
+        pairs = shared_examples(data, other)
+        if len(pairs):
+            place, other_place = pairs[0].tolist()
+            raise ValueError(
+                f"{other_name} overlaps {name}: {len(pairs)} of its examples are in both, the "
+                f"first is {other_name}'s {other_place} and {name}'s {place}; divide a data set "
+                "with hgrad_jax.data.split, and drop the copies that "
+                "hgrad_jax.data.shared_examples finds."
+            )
+
+
+def _arrays(data: Any) -> list[np.ndarray]:
+    def plain(leaf: Any) -> np.ndarray:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.ascontiguousarray(leaf) if np.ndim(leaf) else np.asarray(leaf)
+
+    return [plain(leaf) for leaf in jax.tree.leaves(data)]
+
+
+def _has_examples(arrays: list[np.ndarray]) -> bool:
+    lengths = {x.shape[:1] for x in arrays}
+    return len(lengths) == 1 and () not in lengths
+
+
+def _digests(arrays: list[np.ndarray]) -> list[bytes]:
+    found = [hashlib.blake2b(digest_size=16) for _ in arrays[0]]
+    for array in arrays:
+        for each, row in zip(found, array, strict=True):
+            each.update(row.tobytes())
+    return [each.digest() for each in found]

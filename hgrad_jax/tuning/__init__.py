@@ -1,0 +1,1 @@
+"""The outer loop: hyperparameters tuned by their hypergradients."""

@@ -1,0 +1,136 @@
+"""Checks of what `tune` is given, on the host, before anything is compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hgrad_jax import validate
+from hgrad_jax.data.examples import validate_finite
+from hgrad_jax.data.overlap import require_disjoint
+from hgrad_jax.functions import require_function
+from hgrad_jax.training import stopping
+from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.tuning.policies import Skip, Stop
+from hgrad_jax.tuning.records import Records
+from hgrad_jax.tuning.splits import require_alike
+from hgrad_jax.types import Data, Hparams
+
+VALUE = "value"
+
+
+def require_choices(optimizer: Any, on_bad: Any, records: Any) -> None:
+    """Raises if a choice is not of its kind.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
+            "hg.sign_descent(0.1) or optax.adam(0.1)."
+        )
+    if not isinstance(on_bad, Stop | Skip):
+        raise TypeError(f"on_bad is {on_bad!r}; it must be hg.Stop() or hg.Skip().")
+    if records is not None and not isinstance(records, Records):
+        raise TypeError(f"records is {records!r}; it must be an hg.Records(folder) or None.")
+
+
+def require_positive(**counts: Any) -> None:
+    """Raises if a number is not a positive int.
+
+    Raises:
+      ValueError: it is not.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is {count!r}; it must be a positive int.")
+
+
+def require_data(train: Data, valid: Data, test: Data, metrics: Any, fresh_splits: bool) -> None:
+    """Raises if the parts of the data are not finite, overlap, or are of no use.
+
+    Raises:
+      ValueError: they do, or are not.
+    """
+    parts = {"train": train, "valid": valid, "test": test}
+    for name, data in parts.items():
+        validate_finite(data, name)
+    if metrics is None and test is not None:
+        raise ValueError(
+            "test is given, but metrics is None, and nothing would look at it; pass metrics= "
+            "(hgrad_jax.models.classification_metrics(model) makes some)."
+        )
+    if metrics is not None and valid is None and test is None:
+        raise ValueError("metrics is given, but neither valid nor test, to evaluate it on.")
+    require_disjoint(parts)
+    if fresh_splits:
+        require_alike(train, valid)
+
+
+def lengths(
+    num_steps: int | Callable[[int], int],
+    num_meta_steps: int,
+    hparams: Hparams,
+    hparams_axes: Any,
+    run_hparams: Any,
+) -> list[int]:
+    """Returns the length of the runs in each meta-step.
+
+    Raises:
+      ValueError, TypeError: one is no positive int, or does not fit the schedules.
+    """
+    if not callable(num_steps):
+        found = [num_steps] * num_meta_steps
+    else:
+        require_function(num_steps, "num_steps(meta_step)", "a function, or one number")
+        found = [num_steps(k) for k in range(num_meta_steps)]
+    if run_hparams is not None:
+        call = "run_hparams(hparams, num_steps)"
+        require_function(run_hparams, call, "a function, or None")
+    for length in dict.fromkeys(found):
+        of_run = hparams
+        if run_hparams is not None and isinstance(length, int | np.integer) and length > 0:
+            of_run = jax.eval_shape(lambda h, n=length: run_hparams(h, n), hparams)
+        validate.schedules(of_run, hparams_axes, length)
+    return [int(length) for length in found]
+
+
+def require_stable(before: Any, after: Any) -> None:
+    """Raises if a meta-step changes shapes or dtypes of the optimizer's state, or its structure.
+
+    Raises:
+      ValueError: it does.
+    """
+
+    def kinds(tree: Any) -> list[str]:
+        return [
+            f"{jax.tree_util.keystr(path)}: {jnp.result_type(x)}{list(jnp.shape(x))}"
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        ]
+
+    if kinds(before) != kinds(after):
+        new = next((x for x in kinds(after) if x not in kinds(before)), "a leaf less")
+        raise ValueError(
+            f"optimizer.update changes the kind of hyperparameters or of its own state ({new}); "
+            "a step must keep structure, shapes and dtypes."
+        )
+
+
+def require_early_stopping(choice: EarlyStopping | None, metrics: Sequence[str]) -> None:
+    """Raises if early stopping follows the test data, or nothing there is.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: it does.
+    """
+    followed = [VALUE, *(name for name in metrics if not name.startswith("test_"))]
+    if isinstance(choice, EarlyStopping) and choice.metric in set(metrics).difference(followed):
+        raise ValueError(
+            f"early_stopping follows {choice.metric!r}, but the test data must not choose "
+            f"hyperparameters; follow {VALUE!r} or a metric of the validation data."
+        )
+    stopping.validate(choice, "early_stopping", EarlyStopping, followed)

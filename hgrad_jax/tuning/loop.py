@@ -1,0 +1,188 @@
+"""The meta-steps of a tuning, one after another, on the host."""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hgrad_jax.check import HypergradientError, check
+from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
+from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.progress import progress_bar
+from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.tuning.checks import VALUE
+from hgrad_jax.tuning.history import Rows
+from hgrad_jax.tuning.line import line_of
+from hgrad_jax.tuning.policies import Skip, Stop
+from hgrad_jax.tuning.program import Outcome, Program
+from hgrad_jax.tuning.records import Lines, Records, write_figures
+from hgrad_jax.tuning.result import BestHparams, Tuned, TuningError
+from hgrad_jax.types import Data, Hparams, Params
+
+
+class Loop(NamedTuple):
+    """A tuning that is ready to go.
+
+    Attributes:
+      lengths: of the runs in each meta-step.
+      program: `program(length)`, compiled at its first call.
+      parts: `parts(k) -> (train, valid)` of a meta-step.
+      key: `key(k)`, from which a meta-step has all randomness; or None.
+      params: initial parameters, where they are the same for all runs.
+      measure: evaluates the metrics, their means over runs.
+      metrics: the names.
+      early_stopping: as `tune`.
+      on_bad: as `tune`.
+    """
+
+    lengths: list[int]
+    program: Callable[[int], Program]
+    parts: Callable[[int], tuple[Data, Data]]
+    key: Callable[[int], Any]
+    params: Params | None
+    measure: Measure
+    metrics: list[str]
+    early_stopping: EarlyStopping | None
+    on_bad: Stop | Skip
+
+    def to_the_end(
+        self,
+        hparams: Hparams,
+        opt_state: Any,
+        store: Store | None,
+        records: Records | None,
+        progress: bool | None,
+    ) -> Tuned:
+        """Takes the meta-steps that are left, from a checkpoint if there is one."""
+        rows, best, resumed_at = Rows({}, []), hparams, None
+        saved = None if store is None else store.read((hparams, opt_state), hparams)
+        if saved is not None:
+            hparams, opt_state = saved.state
+            rows = Rows(saved.metrics, saved.step_loss)
+            best = hparams if saved.best is None else saved.best
+            resumed_at = rows.num_done
+            self._require_the_same_lengths(rows)
+        lines = None if records is None else Lines(records, rows.num_done)
+
+        def tuned(reason: str) -> Tuned:
+            history = rows.history(self.metrics)
+            if records is not None and records.figures_every is not None and rows.num_done:
+                write_figures(records.folder, history.plot())
+            return Tuned(hparams, opt_state, self._best(rows, best), history, reason, resumed_at)
+
+        with progress_bar(progress, "meta-step", len(self.lengths), rows.num_done) as update:
+            while (reason := self._reason(rows)) is None:
+                k = rows.num_done
+                program, (train, valid) = self.program(self.lengths[k]), self.parts(k)
+                begun = time.perf_counter()
+                found = jax.block_until_ready(
+                    program.run(hparams, opt_state, self.params, train, valid, self.key(k))
+                )
+                seconds = time.perf_counter() - begun
+                problem = _problem(found)
+                rows.add(
+                    {
+                        "num_steps": self.lengths[k],
+                        "seconds": seconds,
+                        "is_bad": problem is not None,
+                        **self._measured(found, valid),
+                        **jax.device_get(found.numbers),
+                    },
+                    np.asarray(found.value),
+                )
+                if self._best_at(rows) == k:
+                    best = hparams
+                if lines is not None and records is not None:
+                    whole = (hparams, found.gradient) if records.is_whole else None
+                    lines.add(line_of(rows, self.metrics, found, program.num_bytes, problem, whole))
+                if problem is not None:
+                    if self._is_to_stop(rows):
+                        reason = f"meta-step {k}: {problem}"
+                        raise TuningError(reason, tuned(reason))
+                    # Seen by the caller of `tune`.
+                    warnings.warn(f"meta-step {k} is skipped: {problem}", RuntimeWarning, 3)
+                else:
+                    hparams, opt_state = found.hparams, found.opt_state
+                update(self._caption(rows))
+                if store is not None and (rows.num_done % store.every == 0 or self._reason(rows)):
+                    kept = None if self.early_stopping is None else best
+                    store.write(rows.num_done, Snapshot((hparams, opt_state), kept, *rows))
+                is_last = self._reason(rows) is not None  # those figures are drawn by `tuned`
+                if records is not None and records.is_to_draw(rows.num_done) and not is_last:
+                    write_figures(records.folder, rows.history(self.metrics).plot())
+        return tuned(reason)
+
+    def _measured(self, found: Outcome, valid: Data) -> dict[str, float]:
+        parts = {"valid": valid} if "valid" in self.measure.parts else {}
+        return self.measure._replace(parts=self.measure.parts | parts)(found.params)
+
+    def _require_the_same_lengths(self, rows: Rows) -> None:
+        if rows.num_done > len(self.lengths):
+            raise ValueError(
+                f"num_meta_steps is {len(self.lengths)}, but the tuning in the folder has done "
+                f"{rows.num_done} already; ask for at least as many, or name another folder."
+            )
+        for k, length in enumerate(rows.numbers["num_steps"]):
+            if length != self.lengths[k]:
+                raise CheckpointError(
+                    f"the tuning in the folder is another, which differs in num_steps: "
+                    f"{length:.0f} in meta-step {k}, where this one has {self.lengths[k]}; name "
+                    "another folder, or delete this one to start anew."
+                )
+
+    def _reason(self, rows: Rows) -> str | None:
+        """Returns why the tuning ends, if it does: a function of the history alone."""
+        best, patience = self._best_at(rows), None
+        if self.early_stopping is not None:
+            patience = self.early_stopping.patience
+            if best is not None and patience is not None and rows.num_done - 1 - best >= patience:
+                return f"{self.early_stopping.metric} has not improved since meta-step {best}"
+        return "all meta-steps are done" if rows.num_done >= len(self.lengths) else None
+
+    def _best_at(self, rows: Rows) -> int | None:
+        if self.early_stopping is None or not rows.num_done:
+            return None
+        worst = -np.inf if self.early_stopping.is_maximized else np.inf
+        values = self._followed(rows)
+        return self.early_stopping.best_epoch([v if np.isfinite(v) else worst for v in values])
+
+    def _followed(self, rows: Rows) -> list[float]:
+        assert self.early_stopping is not None
+        if self.early_stopping.metric == VALUE:
+            return [float(value.mean()) for value in rows.values]
+        return rows.numbers[self.early_stopping.metric]
+
+    def _best(self, rows: Rows, best: Hparams) -> BestHparams | None:
+        at = self._best_at(rows)
+        return None if at is None else BestHparams(best, at, self._followed(rows)[at])
+
+    def _is_to_stop(self, rows: Rows) -> bool:
+        if isinstance(self.on_bad, Stop):
+            return True
+        last = rows.numbers["is_bad"][-1 - self.on_bad.at_most :]
+        return len(last) > self.on_bad.at_most and all(last)
+
+    def _caption(self, rows: Rows) -> str:
+        if rows.numbers["is_bad"][-1]:
+            return "skipped"
+        numbers = {name: found[-1] for name, found in rows.numbers.items()}
+        metrics = "".join(f", {name} {numbers[name]:.3g}" for name in self.metrics)
+        mean = rows.values[-1].mean()
+        return f"value {mean:.4g}{metrics}, norm {numbers['norm']:.2g}, {numbers['seconds']:.2g} s"
+
+
+def _problem(found: Outcome) -> str | None:
+    """Returns why the hypergradient cannot be used; None if it can."""
+    try:
+        check(found.info)
+    except HypergradientError as error:
+        return str(error)
+    if not bool(found.is_finite):
+        return (
+            "the optimizer made hyperparameters or its own state infinite or NaN although the "
+            "hypergradient is finite; lower its learning rate."
+        )
+    return None

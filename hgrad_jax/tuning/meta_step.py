@@ -1,0 +1,138 @@
+"""One step of the tuning, as a pure function: trainings, their mean hypergradient, an update.
+
+With hyperparameters h, runs r = 1..R of different seeds and their objectives E_r,
+
+    g = 1/R sum_r dE_r/dh,    h' = h + optimizer(g).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
+from hgrad_jax.trajectory import all_finite
+from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+
+RunHparams = Callable[[Hparams, int], Hparams]
+"""`run_hparams(hparams, num_steps) -> hparams` of a run, from those that are tuned."""
+
+
+class MetaStep(NamedTuple):
+    """A step of the tuning.
+
+    Attributes:
+      hparams: after the step.
+      opt_state: the optimizer's state after the step.
+      gradient: like the hyperparameters: the mean hypergradient, at those before the step.
+      found: what each run gave, a Hypergradient with a leading axis of runs; its `hparams` are the
+        hypergradients of what is tuned.
+    """
+
+    hparams: Hparams
+    opt_state: Any
+    gradient: Hparams
+    found: Hypergradient
+
+
+def meta_step(
+    objective: Objective,
+    transition: Transition,
+    init_params: Params | Callable[[Array], Params],
+    hparams: Hparams,
+    opt_state: Any,
+    train: Data,
+    valid: Data = None,
+    *,
+    num_steps: int,
+    optimizer: optax.GradientTransformation,
+    key: Array | None = None,
+    num_runs: int = 1,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    run_hparams: RunHparams | None = None,
+    adjoint: Adjoint = Direct(),
+) -> MetaStep:
+    """Returns new hyperparameters, and what was found at the old ones.
+
+    A pure function, for a loop of your own: it runs under `jit` and `vmap`. It updates whatever it
+    has found; look at `found.info`. `tune` is the loop that does.
+
+    Args:
+      objective: as `value_and_hypergradient`, of the hyperparameters of a run.
+      transition: as `unroll`.
+      init_params: initial parameters, or `init_params(key) -> params`, which makes those of a run.
+      hparams: what is tuned, a pytree of floating-point arrays.
+      opt_state: `optimizer.init(hparams)`, or the last step's.
+      train: as `unroll`'s data.
+      valid: pytree of arrays for the objective.
+      num_steps: T, of each run.
+      optimizer: any optax transformation; it is given the hyperparameters, and the mean objective
+        as `value`.
+      key: PRNG key, which gives each run one for its initial parameters and one for its steps.
+      num_runs: R, how many run side by side.
+      batch_fn: as `unroll`.
+      hparams_axes: as `unroll`, of the hyperparameters of a run.
+      run_hparams: `run_hparams(hparams, num_steps) -> hparams` of a run, differentiable: expands
+        windows to schedules, or logarithms to rates. None where a run uses what is tuned.
+      adjoint: as `unroll`.
+
+    Raises:
+      ValueError, TypeError: as `value_and_hypergradient`; or `key` is None where it is needed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
+      >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum((params - 3.0) ** 2))
+      >>> hparams, optimizer = {"learning_rate": jnp.float32(0.05)}, hg.sign_descent(0.01)
+      >>> step = hg.meta_step(
+      ...     lambda params, hparams, valid: jnp.sum((params - 3.0) ** 2), rule, jnp.zeros(2),
+      ...     hparams, optimizer.init(hparams), None, num_steps=5, optimizer=optimizer,
+      ... )
+      >>> print(f"{step.hparams['learning_rate']:.2f} {step.found.value[0]:.3f}")
+      0.06 6.276
+    """
+    if key is None and (num_runs > 1 or callable(init_params)):
+        raise ValueError(
+            "key is None, but several runs or random initial parameters need one; pass "
+            "key=jax.random.key(0)."
+        )
+    of_run, pull = hparams, None
+    if run_hparams is not None:
+        of_run, pull = jax.vjp(lambda h: run_hparams(h, num_steps), hparams)
+
+    def one(key: Array | None) -> Hypergradient:
+        key_init, key_run = (None, None) if key is None else jax.random.split(key)
+        params: Any = init_params
+        if callable(init_params) and key_init is not None:
+            params = init_params(key_init)
+        found = value_and_hypergradient(
+            objective,
+            transition,
+            params,
+            of_run,
+            train,
+            valid,
+            num_steps=num_steps,
+            key=key_run,
+            batch_fn=batch_fn,
+            hparams_axes=hparams_axes,
+            adjoint=adjoint,
+        )
+        total = found.hparams if pull is None else pull(found.hparams)[0]
+        is_finite = found.info.is_finite & all_finite(total)
+        return found._replace(hparams=total, info=found.info._replace(is_finite=is_finite))
+
+    keys = None if key is None else jax.random.split(key, num_runs)
+    if keys is None or num_runs == 1:  # vmap would make selects of conditionals
+        found = jax.tree.map(lambda x: x[None], one(None if keys is None else keys[0]))
+    else:
+        found = jax.vmap(one)(keys)
+    gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), found.hparams)
+    update, opt_state = optax.with_extra_args_support(optimizer).update(
+        gradient, opt_state, hparams, value=jnp.mean(found.value)
+    )
+    return MetaStep(optax.apply_updates(hparams, update), opt_state, gradient, found)

@@ -1,0 +1,25 @@
+"""What happens to a hypergradient that cannot be used: not finite, not restored, not solved for."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Stops at the first one with a TuningError, which tells the cause and has what was tuned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """Leaves hyperparameters and optimizer as they are, with a RuntimeWarning and a record.
+
+    Where seeds, splits and lengths are the same in every meta-step, the next one would fail too.
+
+    Attributes:
+      at_most: so many meta-steps in a row; one more stops as `Stop` does.
+    """
+
+    at_most: int = 3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.at_most, int) or isinstance(self.at_most, bool) or self.at_most < 1:
+            raise ValueError(f"at_most is {self.at_most!r}; it must be a positive int.")

@@ -1,0 +1,149 @@
+"""The folder of a tuning: a line of JSON a meta-step, figures, checkpoints; each file whole always.
+
+A file is written beside its place and moved there, so that whoever reads it, at any moment and
+after any kill, finds the old one or the new one.
+"""
+
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints
+
+LINES = "meta_steps.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Where `tune` writes what it finds; it goes on from the last checkpoint it finds there.
+
+    In the folder are `meta_steps.jsonl`, `value.png`, `hypergradient.png`, `hparams.png` and
+    `checkpoints/`. A tuning that was killed at any moment and is started again with the same
+    arguments ends with the same bits as one that never was, on the same machine and versions.
+    `num_meta_steps` alone may be larger than before.
+
+    Attributes:
+      folder: of this tuning alone; made if need be.
+      every: meta-steps between two checkpoints.
+      keep: how many of the last ones stay.
+      figures_every: meta-steps between two drawings, which take half a second; they are drawn at
+        the end too. None for no figures. They need matplotlib.
+      is_whole: whether a line has all hyperparameters and the whole mean hypergradient, not only
+        their summaries.
+    """
+
+    folder: str | os.PathLike[str]
+    every: int = 1
+    keep: int = 2
+    figures_every: int | None = 10
+    is_whole: bool = False
+
+    def __post_init__(self) -> None:
+        if Path(self.folder).exists() and not Path(self.folder).is_dir():
+            raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
+        self.checkpoints()
+        every = self.figures_every
+        if every is None:
+            return
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ValueError(f"figures_every is {every!r}; it must be a positive int, or None.")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError(
+                "figures need matplotlib, which is not installed; install it, or pass "
+                "Records(..., figures_every=None)."
+            )
+
+    def is_to_draw(self, num_done: int) -> bool:
+        """Returns whether there are to be figures after so many meta-steps."""
+        return self.figures_every is not None and num_done % self.figures_every == 0
+
+    def checkpoints(self) -> Checkpoints:
+        """Returns where the checkpoints are."""
+        return Checkpoints(Path(self.folder) / "checkpoints", self.every, self.keep)
+
+
+class Lines:
+    """The lines of JSON.
+
+    Args:
+      choice: where.
+      num_done: meta-steps of the checkpoint that the tuning goes on from. What was written after
+        it is written again.
+
+    Raises:
+      CheckpointError: the lines in the folder are not those of the checkpoint.
+    """
+
+    def __init__(self, choice: Records, num_done: int) -> None:
+        self._path = Path(choice.folder) / LINES
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        found = text.splitlines()
+        # A kill leaves no more than those since the last checkpoint.
+        is_ours = num_done <= len(found) <= num_done + choice.every
+        if not is_ours or [_meta_step(line) for line in found] != list(range(len(found))):
+            raise CheckpointError(
+                f"{self._path} has {len(found)} lines, and is not the record of a tuning of which "
+                f"{num_done} meta-steps are in checkpoints beside it; name another folder, or "
+                "delete this one to start anew."
+            )
+        self._lines = found[:num_done]
+        if len(found) > num_done:
+            self._write()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Appends a line, which is on the disk on return."""
+        self._lines.append(json.dumps(plain(record), allow_nan=False))
+        self._write()
+
+    def _write(self) -> None:
+        write_whole(self._path, "".join(f"{line}\n" for line in self._lines).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file in one move: it is the old one or the new one, and never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_figures(folder: str | os.PathLike[str], figures: Mapping[str, Any]) -> None:
+    """Writes matplotlib figures as NAME.png."""
+    for name, figure in figures.items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=100)
+        write_whole(Path(folder) / f"{name}.png", image.getvalue())
+
+
+def plain(value: Any) -> Any:
+    """Returns what JSON can hold: arrays as lists, and None for what is infinite or NaN.
+
+    >>> plain({"a": np.array([1.0, np.nan]), "b": (True, None)})
+    {'a': [1.0, None], 'b': [True, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return plain(np.asarray(value).tolist())
+
+
+def _meta_step(line: str) -> Any:
+    try:
+        return json.loads(line)["meta_step"]
+    except (ValueError, KeyError, TypeError):
+        return None

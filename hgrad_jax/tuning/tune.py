@@ -1,0 +1,256 @@
+"""`tune` takes meta-steps on the host: records, figures, stopping, checkpoints.
+
+Each meta-step is one call of a compiled `meta_step`; a length of the runs is compiled once.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from hgrad_jax import validate
+from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.functions import require_function
+from hgrad_jax.hypergradient import Objective
+from hgrad_jax.training.checkpoints import Store, digest
+from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.tuning import checks
+from hgrad_jax.tuning.loop import Loop, Tuned
+from hgrad_jax.tuning.meta_step import RunHparams, meta_step
+from hgrad_jax.tuning.policies import Skip, Stop
+from hgrad_jax.tuning.program import Program, compiled, outcome
+from hgrad_jax.tuning.records import Records
+from hgrad_jax.tuning.splits import resplit
+from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+
+RUNS_ROLE, SPLIT_ROLE = 0, 1
+
+
+def tune(
+    objective: Objective,
+    transition: Transition,
+    init_params: Params | Callable[[Array], Params],
+    hparams: Hparams,
+    train: Data,
+    valid: Data = None,
+    test: Data = None,
+    *,
+    num_steps: int | Callable[[int], int],
+    num_meta_steps: int,
+    optimizer: optax.GradientTransformation,
+    key: Array | None = None,
+    num_runs: int = 1,
+    fresh_seeds: bool = True,
+    fresh_splits: bool = False,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    run_hparams: RunHparams | None = None,
+    adjoint: Adjoint = Direct(),
+    metrics: Callable[..., Mapping[str, Any]] | None = None,
+    metrics_args: tuple[Any, ...] = (),
+    early_stopping: EarlyStopping | None = None,
+    on_bad: Stop | Skip = Stop(),
+    records: Records | None = None,
+    progress: bool | None = None,
+) -> Tuned:
+    """Tunes hyperparameters by their hypergradients, and records how it went.
+
+    A meta-step is `meta_step`: trainings, the mean hypergradient of their objective, an update. No
+    gradient is ever taken of anything that has seen `test`: the program that differentiates does
+    not get it, and a test example among the others is refused.
+
+    Args:
+      objective: `objective(params, hparams, valid) -> scalar` of the trained parameters and of the
+        hyperparameters of the run.
+      transition: any rule.
+      init_params: initial parameters, or `init_params(key) -> params`, which makes those of a run.
+      hparams: what is tuned, a pytree of floating-point arrays.
+      train: pytree of arrays that batches are made from.
+      valid: pytree of arrays for the objective.
+      test: what the metrics are evaluated on besides; None for none.
+      num_steps: T, or `num_steps(meta_step) -> T`: the length of the runs may grow. Each length is
+        compiled once; schedules must then come from `run_hparams`.
+      num_meta_steps: how many at most, a positive int.
+      optimizer: of the hyperparameters, any optax transformation, such as `sign_descent`,
+        `nonnegative_adam` or `optax.adam`.
+      key: PRNG key; meta-step k uses `fold_in(fold_in(key, role), k)`, with a role for the runs
+        and one for the split. None where nothing is random.
+      num_runs: how many runs of different seeds are side by side in a meta-step.
+      fresh_seeds: whether initial parameters, batches and dropout differ from meta-step to
+        meta-step; else all have those of the first.
+      fresh_splits: whether each meta-step divides `train` and `valid` anew into parts of the same
+        sizes (`tuning.splits.resplit`).
+      batch_fn: as `unroll`.
+      hparams_axes: as `unroll`, of the hyperparameters of a run.
+      run_hparams: `run_hparams(hparams, num_steps) -> hparams` of a run, differentiable: expands
+        windows to schedules, or logarithms to rates. None where a run uses what is tuned.
+      adjoint: how the runs are differentiated.
+      metrics: `metrics(params, data, *metrics_args) -> {name: scalar}`, pure, evaluated on the
+        validation and test data as valid_<name> and test_<name>, means over runs; None for none.
+      metrics_args: pytrees that `metrics` needs besides.
+      early_stopping: which metric decides what is best and when to stop: "value", the objective, or
+        one of the validation data; epochs are meta-steps. One of the test data is refused.
+      on_bad: `Stop()` or `Skip()`: what happens to a hypergradient that `check` refuses.
+      records: where to write records, figures and checkpoints, and to go on from; None for none.
+      progress: whether to show a bar on standard error; None for whether that is a terminal.
+
+    Returns:
+      A `Tuned`.
+
+    Raises:
+      ValueError, TypeError: on inputs that do not fit together or are not finite, or parts of the
+        data that share examples, before any step.
+      TuningError: a hypergradient could not be used, as `on_bad` says.
+      CheckpointError: what is in the folder is damaged, or of another tuning.
+
+    Example:
+      A learning rate for each of three windows of a training that grows:
+
+      >>> import jax, jax.numpy as jnp, hgrad_jax as hg
+      >>> def loss(params, hparams, batch, key):
+      ...     return jnp.mean((batch[0] @ params - batch[1]) ** 2)
+      >>> x = jax.random.normal(jax.random.key(0), (60, 4))
+      >>> y = x @ jnp.arange(4.0)
+      >>> def run_hparams(hparams, num_steps):
+      ...     rate = hg.hyper.over_windows(jnp.exp(hparams["log_rate"]), num_steps)
+      ...     return {"learning_rate": rate, "momentum": jnp.float32(0.75)}
+      >>> out = hg.tune(
+      ...     lambda params, hparams, valid: loss(params, hparams, valid, None),
+      ...     hg.heavy_ball(loss), lambda key: jax.random.normal(key, (4,)),
+      ...     {"log_rate": jnp.full(3, -4.0)}, (x[:30], y[:30]), (x[30:], y[30:]),
+      ...     num_steps=lambda meta_step: 5 if meta_step < 4 else 10, num_meta_steps=8,
+      ...     optimizer=hg.sign_descent(0.2), key=jax.random.key(1), num_runs=2,
+      ...     hparams_axes={"learning_rate": 0, "momentum": None}, run_hparams=run_hparams,
+      ... )
+      >>> out.history.value.shape, bool(out.history.value[-1].mean() < out.history.value[0].mean())
+      ((8, 2), True)
+    """
+    given = (init_params, hparams, train, valid, test, key, metrics_args)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_step is for that.")
+    checks.require_positive(num_meta_steps=num_meta_steps, num_runs=num_runs)
+    checks.require_choices(optimizer, on_bad, records)
+    validate.adjoint_serves(adjoint, transition)
+    validate.run_functions(batch_fn, key, None)
+    if key is None and (num_runs > 1 or fresh_splits or callable(init_params)):
+        raise ValueError(
+            "key is None, but several runs, fresh splits and random initial parameters need one; "
+            "pass key=jax.random.key(0)."
+        )
+    if callable(init_params):
+        require_function(init_params, "init_params(key)", "a function of a key, or parameters")
+    # Here once for all meta-steps; of strong types, as a compiled step returns them.
+    train, valid, test, metrics_args = jax.tree.map(jnp.asarray, (train, valid, test, metrics_args))
+    checks.require_data(train, valid, test, metrics, fresh_splits)
+    hparams = _strong(validate.floating(hparams, "hparams"))
+    if not jax.tree.leaves(hparams):
+        raise ValueError("hparams is an empty tree; there is nothing to tune.")
+    lengths = checks.lengths(num_steps, num_meta_steps, hparams, hparams_axes, run_hparams)
+    opt_state = _strong(optimizer.init(hparams))
+    params = None if callable(init_params) else validate.floating(init_params, "params")
+
+    def parts(k: int) -> tuple[Data, Data]:
+        if not fresh_splits:
+            return train, valid
+        return _resplit(train, valid, _key(key, SPLIT_ROLE, k))
+
+    def run_key(k: int) -> Array | None:
+        return _key(key, RUNS_ROLE, k if fresh_seeds else 0)
+
+    def one(length, hparams, opt_state, params, train, valid, key):
+        step = meta_step(
+            objective,
+            transition,
+            init_params if params is None else params,
+            hparams,
+            opt_state,
+            train,
+            valid,
+            num_steps=length,
+            optimizer=optimizer,
+            key=key,
+            num_runs=num_runs,
+            batch_fn=batch_fn,
+            hparams_axes=hparams_axes,
+            run_hparams=run_hparams,
+            adjoint=adjoint,
+        )
+        return outcome(step, hparams, has_params=metrics is not None)
+
+    def lowered(length):
+        args = (hparams, opt_state, params, train, valid, run_key(0))
+        return jax.jit(functools.partial(one, length)).lower(*args)
+
+    first = lowered(lengths[0])
+    after = first.out_info
+    checks.require_stable((hparams, opt_state), (after.hparams, after.opt_state))
+
+    @functools.cache
+    def program(length: int) -> Program:
+        return compiled(first if length == lengths[0] else lowered(length))
+
+    measured = {"valid": valid, "test": test} if metrics is not None else {}
+    measure = Measure(
+        metrics and jax.jit(_mean_over_runs(metrics)),
+        {name: data for name, data in measured.items() if data is not None},
+        metrics_args,
+    )
+    names = measure.names(after.params)
+    checks.require_early_stopping(early_stopping, names)
+    loop = Loop(lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad)
+    if records is None:
+        return loop.to_the_end(hparams, opt_state, None, None, progress)
+    fingerprint = {
+        "hparams": digest(hparams),
+        "optimizer": digest(opt_state),
+        "params": digest(params),
+        "key": digest(key),
+        "train": digest(train),
+        "valid": digest(valid),
+        "test": digest(test),
+        "metrics' data": digest(metrics_args),
+        "num_runs": str(num_runs),
+        "fresh_seeds": str(bool(fresh_seeds)),
+        "fresh_splits": str(bool(fresh_splits)),
+        "early_stopping": str(early_stopping),
+        "on_bad": str(on_bad),
+        "program (objective, rule, loss, optimizer, num_steps, batch_fn, adjoint, JAX's version)": (
+            _hash(first)
+        ),
+        "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(after.params))),
+    }
+    with Store(records.checkpoints(), fingerprint) as store:
+        return loop.to_the_end(hparams, opt_state, store, records, progress)
+
+
+def _strong(tree: Any) -> Any:
+    """Returns the tree without Python numbers' types, which no compiled step would take again."""
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), tree
+    )
+
+
+_resplit = jax.jit(resplit)
+
+
+def _key(key: Array | None, role: int, k: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(jax.random.fold_in(key, role), k)
+
+
+def _mean_over_runs(metrics: Callable[..., Mapping[str, Any]]) -> Callable[..., Any]:
+    def mean(params: Params, data: Data, *args: Any) -> Any:
+        found = jax.vmap(lambda each: metrics(each, data, *args))(params)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+
+    return mean
+
+
+def _hash(lowered: Any) -> str:
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()

@@ -1,0 +1,167 @@
+"""What a second look found: closed-over values, adjoints of one name, budgets, short runs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hgrad_jax as hg
+
+
+def squares(scale):
+    def loss(params, hparams, batch, key):
+        return jnp.sum((params - scale * hparams["a"]) ** 2)
+
+    return loss
+
+
+def test_a_window_stops_what_the_loss_closes_over():
+    def end(rate, is_closed_over):
+        rule = hg.momentum(
+            lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)),
+            learning_rate=(lambda hparams: rate) if is_closed_over else (lambda hparams: hparams),
+            momentum=0.9,
+        )
+        out = hg.unroll(rule, jnp.ones(3), rate, None, num_steps=20, adjoint=hg.Truncated(1))
+        return jnp.sum(out.params)
+
+    gradients = [jax.grad(end)(0.1, is_closed_over) for is_closed_over in (True, False)]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-6)
+
+
+def compared(adjoints, **settings):
+    return hg.compare(
+        lambda params, hparams, _: jnp.sum(params**2),
+        hg.heavy_ball(squares(1.0), learning_rate=0.1, momentum=0.5),
+        jnp.zeros(2),
+        {"a": jnp.ones(2)},
+        None,
+        num_steps=100,
+        adjoints=adjoints,
+        **settings,
+    )
+
+
+def test_adjoints_of_one_name_are_kept_apart():
+    one, three = (
+        hg.Implicit(hg.Stationary(squares(s)), stationarity_tolerance=1e9) for s in (1.0, 3.0)
+    )
+    rows: Any = compared([hg.Direct(), one, three]).rows
+    assert len({row.name for row in rows}) == 3
+    np.testing.assert_allclose([row.norm for row in rows], [8**0.5, 8**0.5, 72**0.5], rtol=1e-4)
+    rows = compared([one], reference=three).rows
+    reference, other = rows
+    np.testing.assert_allclose([reference.norm, other.norm], [72**0.5, 8**0.5], rtol=1e-4)
+    np.testing.assert_allclose(other.relative_error, 2 / 3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 24])
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_plan_takes_constants_as_long_as_its_short_runs(size, is_bare):
+    def loss(params, hparams, batch, key):
+        strengths = hparams if is_bare else hparams["l2"]
+        return jnp.sum((params - 1.0) ** 2) + jnp.sum(strengths * params**2)
+
+    strengths = jnp.full(size, 0.1)
+    found = hg.plan(
+        lambda params, hparams, _: jnp.sum(params),
+        hg.sgd(loss, learning_rate=0.1),
+        jnp.ones(size),
+        strengths if is_bare else {"l2": strengths},
+        None,
+        num_steps=100,
+        memory=1e9,
+        adjoints=(hg.Direct(),),
+    )
+    assert found.recommended == hg.Direct()
+
+
+def test_unit_vectors_count_in_forward_mode():
+    """Many numbers, a state of one: the tangents are small, what they belong to is not."""
+    size = 4000
+    weights = jnp.linspace(0.0, 1.0, size)
+    rule = hg.heavy_ball(
+        lambda params, hparams, batch, key: (params - jnp.vdot(hparams, weights) / size) ** 2,
+        learning_rate=0.1,
+        momentum=0.5,
+    )
+
+    def gradient(memory):
+        def end(hparams):
+            adjoint = hg.ForwardMode(memory=memory)
+            out = hg.unroll(rule, jnp.float32(0), hparams, None, num_steps=10, adjoint=adjoint)
+            return out.params
+
+        return jax.jit(jax.grad(end))
+
+    for memory in (3e5, 1e6):
+        analysis = gradient(memory).lower(jnp.ones(size)).compile().memory_analysis()
+        assert analysis is not None
+        assert analysis.temp_size_in_bytes <= memory
+    with pytest.raises(ValueError, match=r"memory is 1e\+04 bytes, but one tangent"):
+        gradient(1e4).lower(jnp.ones(size))
+
+
+TEXT: Any = "2GB"
+NOTHING: Any = None
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: hg.ForwardMode(memory=TEXT), "memory is '2GB'"),
+        (lambda: hg.Implicit(stationarity_tolerance=NOTHING), "stationarity_tolerance is None"),
+        (lambda: hg.ConjugateGradient(tolerance=3.0), "tolerance is 3.0; it must be between 0"),
+        (lambda: hg.ConjugateGradient(damping=NOTHING), "damping is None"),
+        (lambda: hg.Reversible(smallest_decay=TEXT), "smallest_decay is '2GB'"),
+        (lambda: hg.EarlyDisplacement(factor=np.inf), "factor is inf"),
+    ],
+    ids=["memory", "stationarity", "tolerance", "damping", "decay", "factor"],
+)
+def test_settings_that_are_no_numbers(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    two: Any = np.int64(2)
+    ten: Any = np.float32(10)
+    assert hg.Checkpointed(branching=two).branching == 2
+    assert hg.Clip(state=ten).state == 10
+
+
+class TestSettingsOfTrainings:
+    DATA = (jnp.ones((8, 2)), jnp.zeros(8, jnp.int32))
+
+    @staticmethod
+    def loss(params, hparams, batch, key):
+        return jnp.mean((batch[0] @ params) ** 2)
+
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"checkpoints": "results/x"}, r"checkpoints is 'results/x'; pass hg.Checkpoints"),
+            ({"loss": lambda params: 0.0}, r"loss takes \(params\), but is called as loss"),
+            ({"metrics": lambda params: {}}, r"metrics takes \(params\), but is called as"),
+            ({"metrics_args": jnp.ones(3)}, "it must be a tuple of what metrics takes besides"),
+            ({"epoch_hparams": 0.9}, "epoch_hparams is 0.9, but is called as"),
+            ({"key": 0}, "key is 0, not one PRNG key"),
+        ],
+        ids=["checkpoints", "loss", "metrics", "args", "epoch", "key"],
+    )
+    def test_fit(self, settings, match):
+        rule = hg.sgd(self.loss, learning_rate=0.1)
+        with pytest.raises(TypeError, match=match):
+            hg.fit(rule, jnp.ones(2), {}, self.DATA, num_epochs=1, **settings)
+
+    def test_targets(self):
+        with pytest.raises(TypeError, match=r"value is '2GB'; it must be a number"):
+            hg.Target("train_loss", TEXT)
+
+    def test_sweeps(self):
+        settings = hg.grid({"rate": [0.1, 0.2]})
+        run: Any = lambda hparams, key: hparams  # noqa: E731
+        with pytest.raises(TypeError, match=r"run takes \(hparams, key\), but is called as run"):
+            hg.sweep(run, settings, None)

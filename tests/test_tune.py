@@ -1,0 +1,616 @@
+import dataclasses
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from matplotlib.image import imread
+
+import hgrad_jax as hg
+from hgrad_jax.data import minibatches, shared_examples
+from hgrad_jax.tuning import records
+from hgrad_jax.tuning.splits import resplit
+from tests import tune_child
+from tests.tune_child import (
+    AXES,
+    HPARAMS,
+    KEY,
+    RULE,
+    SETTINGS,
+    TEST,
+    TRAIN,
+    VALID,
+    init_params,
+    linear_data,
+    metrics,
+    objective,
+    run_hparams,
+    tune,
+)
+
+key_data = jax.random.key_data
+
+
+def same_bits(ours, theirs):
+    a, b = (tune_child.bits(out) for out in (ours, theirs))
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def read_lines(folder):
+    """Every line of the records; raises if one is half-written."""
+    path = folder / "meta_steps.jsonl"
+    text = path.read_text() if path.exists() else ""
+    assert not text or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@functools.cache
+def by_hand(num_runs, is_fresh):
+    """The loop of three meta-steps that a user would write."""
+
+    @jax.jit
+    def gradients(hparams, keys):
+        def value(hparams, key):
+            key_init, key_run = jax.random.split(key)
+            out = hg.unroll(
+                RULE,
+                init_params(key_init),
+                run_hparams(hparams, 4),
+                TRAIN,
+                num_steps=4,
+                key=key_run,
+                batch_fn=minibatches(5),
+                hparams_axes=AXES,
+            )
+            return objective(out.params, hparams, VALID)
+
+        return jax.vmap(jax.value_and_grad(value), in_axes=(None, 0))(hparams, keys)
+
+    hparams, values, found = HPARAMS, [], HPARAMS
+    for k in range(3):
+        key = jax.random.fold_in(jax.random.fold_in(KEY, 0), k if is_fresh else 0)
+        value, found = gradients(hparams, jax.random.split(key, num_runs))
+        hparams = jax.tree.map(lambda h, g: h - 0.1 * jnp.sign(g.mean(0)), hparams, found)
+        values.append(value)
+    return hparams, np.stack(values), found
+
+
+def assert_close(found, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, want)
+
+
+class TestTune:
+    @pytest.mark.parametrize(("num_runs", "is_fresh"), [(1, True), (3, False)])
+    def test_it_is_the_loop_that_one_would_write(self, num_runs, is_fresh):
+        out = tune(num_runs=num_runs, fresh_seeds=is_fresh)
+        hparams, values, gradients = by_hand(num_runs, is_fresh)
+        assert_close(out.hparams, hparams)
+        assert_close(out.history.value, values)
+        mean = jax.tree.map(lambda g: g.mean(0), gradients)
+        assert_close(
+            out.history.norm[-1], np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(mean)))
+        )
+        assert_close(out.history.hparams["log_rate"]["norm"][-1], np.linalg.norm(mean["log_rate"]))
+        if num_runs > 1:
+            variances = [np.var(g, axis=0, ddof=1).sum() for g in jax.tree.leaves(gradients)]
+            assert_close(out.history.spread[-1], np.sqrt(sum(variances)))
+        else:
+            assert np.isnan(out.history.spread).all()
+        assert out.reason == "all meta-steps are done"
+        assert out.best is None
+        assert out.resumed_at is None
+
+    def test_seeds_are_fresh_or_fixed(self):
+        starts = {"objective": lambda params, hparams, valid: params[0], "num_meta_steps": 2}
+        fixed = tune(optimizer=optax.sgd(0.0), fresh_seeds=False, **starts).history.value
+        fresh = tune(optimizer=optax.sgd(0.0), **starts).history.value
+        assert fixed[0] == fixed[1] == fresh[0] != fresh[1]
+
+    def test_runs_may_grow_and_each_length_is_compiled_once(self, tmp_path):
+        lengths = []
+
+        def counted(hparams, num_steps):
+            lengths.append(num_steps)
+            return run_hparams(hparams, num_steps)
+
+        def growing(meta_step):
+            return (2, 3, 3, 2)[meta_step]
+
+        tune(
+            run_hparams=counted,
+            num_steps=growing,
+            num_meta_steps=3,
+            records=hg.Records(tmp_path, figures_every=None),
+        )
+        # Once for the check before anything runs, and once for the program.
+        assert sorted(lengths) == [2, 2, 3, 3]
+        again = tune(
+            num_steps=growing,
+            num_meta_steps=4,
+            run_hparams=counted,
+            records=hg.Records(tmp_path, figures_every=None),
+        )
+        assert again.resumed_at == 3
+        assert again.history.num_steps.tolist() == [2, 3, 3, 2]
+        assert same_bits(again, tune(num_steps=growing, num_meta_steps=4))
+        with pytest.raises(hg.CheckpointError, match="differs in num_steps: 3 in meta-step 1"):
+            tune(
+                num_steps=lambda k: 2,
+                num_meta_steps=4,
+                run_hparams=counted,
+                records=hg.Records(tmp_path, figures_every=None),
+            )
+
+    def test_splits_are_fresh_and_keep_the_examples(self):
+        def seen(params, hparams, valid):
+            return jnp.sum(valid[1]) + 0 * jnp.sum(params)
+
+        frozen = {"objective": seen, "optimizer": optax.sgd(0.0), "init": jnp.zeros(3)}
+        fresh = tune(fresh_splits=True, **frozen).history.value[:, 0]
+        assert len(set(fresh.tolist())) == 3
+        everything = np.concatenate([TRAIN[1], VALID[1]])
+        for k in range(3):
+            key = jax.random.fold_in(jax.random.fold_in(KEY, 1), k)
+            train, valid = resplit(TRAIN, VALID, key)
+            np.testing.assert_allclose(fresh[k], valid[1].sum(), rtol=1e-5)
+            assert sorted([*train[1].tolist(), *valid[1].tolist()]) == sorted(everything.tolist())
+            np.testing.assert_array_equal(
+                sorted(np.concatenate([train[0], valid[0]])[:, 0]),
+                sorted(np.concatenate([TRAIN[0], VALID[0]])[:, 0]),
+            )
+
+    def test_the_test_data_change_nothing_but_what_is_reported(self):
+        out = tune(test=TEST, metrics=metrics)
+        other = tune(test=linear_data(5, 99), metrics=metrics)
+        assert out.history.metrics.keys() == {"valid_error", "test_error"}
+        assert same_bits(
+            out._replace(history=out.history._replace(metrics={})),
+            other._replace(history=other.history._replace(metrics={})),
+        )
+        different = out.history.metrics["test_error"] != other.history.metrics["test_error"]
+        assert different.all()
+
+    def test_early_stopping_keeps_the_best(self):
+        out = tune(
+            num_meta_steps=30,
+            optimizer=optax.sgd(-0.5),  # uphill
+            fresh_seeds=False,
+            early_stopping=hg.EarlyStopping("value", patience=2),
+        )
+        assert out.reason == "value has not improved since meta-step 0"
+        assert out.best is not None
+        assert out.best.meta_step == 0
+        assert out.history.value.shape == (3, 1)
+        assert out.best.value == out.history.value[0, 0]
+        assert_close(out.best.hparams, HPARAMS)
+
+    def test_reversible_runs_say_that_they_are_restored_and_a_bar_goes_on(self, tmp_path, capsys):
+        def plain_loss(params, hparams, batch, key):
+            return jnp.sum((params - 1.0) ** 2)
+
+        out = hg.tune(
+            lambda params, hparams, valid: jnp.sum((params - 1.0) ** 2),
+            hg.momentum(plain_loss),
+            jnp.zeros(2),
+            {"learning_rate": 0.1, "momentum": 0.9},
+            None,
+            num_steps=5,
+            num_meta_steps=2,
+            optimizer=hg.nonnegative_adam(0.01),
+            adjoint=hg.Reversible(),
+            records=hg.Records(tmp_path, figures_every=None),
+            progress=True,
+        )
+        assert "meta-step 2/2" in capsys.readouterr().err
+        assert [line["is_restored"] for line in read_lines(tmp_path)] == [True, True]
+        assert out.history.value[1, 0] < out.history.value[0, 0]
+
+
+class TestMetaStep:
+    def test_it_can_be_mapped_over_settings(self):
+        of_loop = ("num_meta_steps", "progress")
+        settings: dict[str, Any] = {name: x for name, x in SETTINGS.items() if name not in of_loop}
+        optimizer = settings["optimizer"] = optax.adam(0.1)
+
+        def step(hparams):
+            return hg.meta_step(
+                objective,
+                RULE,
+                init_params,
+                hparams,
+                optimizer.init(hparams),
+                TRAIN,
+                VALID,
+                **settings,
+            )
+
+        many = jax.tree.map(lambda x: jnp.stack([x, x - 0.5]), HPARAMS)
+        found = jax.jit(jax.vmap(step))(many)
+        for i in range(2):
+            one = functools.partial(jax.tree.map, lambda x, i=i: x[i])
+            alone = jax.jit(step)(one(many))
+            assert_close(one(found.gradient), alone.gradient)
+            assert_close(one(found.hparams), alone.hparams)
+
+    def test_without_a_key(self):
+        optimizer = optax.sgd(1.0)
+        given = (HPARAMS, optimizer.init(HPARAMS), TRAIN, VALID)
+        with pytest.raises(ValueError, match="key is None, but several runs or random"):
+            hg.meta_step(objective, RULE, init_params, *given, num_steps=2, optimizer=optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unrestored(hg.Direct):
+    """An adjoint whose run backwards does not end at the start."""
+
+    def vjp(self, trajectory, params, inputs):
+        end, pull = super().vjp(trajectory, params, inputs)
+
+        def pullback(state_bar, trace_bar):
+            params_bar, inputs_bar, info = pull(state_bar, trace_bar)
+            return params_bar, inputs_bar, info._replace(mismatches=jnp.int32(7))
+
+        return end, pullback
+
+
+def sometimes_nan(key):
+    """NaN in the second and third of the meta-steps below."""
+    bad = [jax.random.fold_in(jax.random.fold_in(KEY, 0), k) for k in (1, 2)]
+    bad = [jax.random.split(jax.random.split(k, 1)[0])[0] for k in bad]
+    is_bad = jnp.any(jnp.array([jnp.all(jax.random.key_data(k) == key_data(key)) for k in bad]))
+    return jnp.where(is_bad, jnp.nan, init_params(key))
+
+
+class TestBad:
+    def test_stop_tells_and_has_what_was_tuned(self, tmp_path):
+        folder = hg.Records(tmp_path, figures_every=None)
+        with pytest.raises(hg.TuningError, match=r"^meta-step 1: the training became inf") as stop:
+            tune(sometimes_nan, records=folder)
+        tuned = stop.value.tuned
+        assert isinstance(stop.value, hg.HypergradientError)
+        assert tuned.history.is_bad.tolist() == [False, True]
+        assert_close(tuned.hparams, tune(num_meta_steps=1).hparams)
+        first, second = read_lines(tmp_path)
+        assert first["problem"] is None
+        assert "lower the learning rate" in second["problem"]
+        assert second["value"] == [None]
+        # Once more: it goes on from what was good, and stops there again.
+        with pytest.raises(hg.TuningError, match=r"^meta-step 1: the training became") as again:
+            tune(sometimes_nan, records=folder)
+        assert again.value.tuned.resumed_at == 1
+        assert len(read_lines(tmp_path)) == 2
+
+    def test_skip_warns_and_leaves_everything_as_it_was(self):
+        settings = {"num_meta_steps": 4, "optimizer": optax.adam(0.1)}
+        with pytest.warns(RuntimeWarning, match=r"meta-step \d is skipped: the training") as told:
+            out = tune(sometimes_nan, on_bad=hg.Skip(2), **settings)
+        assert len(told) == 2
+        assert [w.filename for w in told] == [tune_child.__file__] * 2
+        assert out.history.is_bad.tolist() == [False, True, True, False]
+        assert int(out.opt_state[0].count) == 2
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(out.hparams))
+        assert "BAD" in str(out.history)
+
+    def test_skip_stops_after_too_many(self):
+        with (
+            pytest.warns(RuntimeWarning, match="meta-step 1 is skipped"),
+            pytest.raises(hg.TuningError, match=r"^meta-step 2: the training became") as stop,
+        ):
+            tune(sometimes_nan, on_bad=hg.Skip(1))
+        assert stop.value.tuned.history.is_bad.tolist() == [False, True, True]
+
+    def test_a_bad_first_meta_step_is_not_the_best(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            out = tune(
+                lambda key: jnp.where(
+                    jnp.all(key_data(key) == key_data(first_key())), jnp.nan, init_params(key)
+                ),
+                on_bad=hg.Skip(),
+                early_stopping=hg.EarlyStopping("value", patience=None),
+            )
+        assert out.best is not None
+        assert out.best.meta_step > 0
+        assert np.isfinite(out.best.value)
+
+    def test_an_unrestored_run_stops(self):
+        with pytest.raises(hg.TuningError, match="meta-step 0: the run backwards did not restore"):
+            tune(adjoint=Unrestored())
+
+    def test_an_update_that_is_not_finite_stops(self):
+        with pytest.raises(hg.TuningError, match="meta-step 0: the optimizer made hyperparameters"):
+            tune(optimizer=optax.scale(np.inf))
+
+
+def grown(updates, state, params=None):
+    return updates, (state, state)
+
+
+GROWING = optax.GradientTransformation(lambda params: 0.0, grown)
+
+
+def first_key():
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
+    return jax.random.split(jax.random.split(key, 1)[0])[0]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A folder of three meta-steps, and their Tuned."""
+    folder = tmp_path_factory.mktemp("records") / "run"
+    return folder, tune(records=hg.Records(folder, is_whole=True), num_runs=2)
+
+
+class TestRecords:
+    def test_a_line_a_meta_step(self, recorded):
+        folder, out = recorded
+        lines = read_lines(folder)
+        assert [line["meta_step"] for line in lines] == [0, 1, 2]
+        assert [line["value"] for line in lines] == out.history.value.tolist()
+        assert [line["seconds"] for line in lines] == out.history.seconds.tolist()
+        for line in lines:
+            log_rate = np.float32(line["hparams"]["log_rate"])
+            summary = line["summaries"]["log_rate"]
+            assert summary["mean"] == pytest.approx(log_rate.mean())
+            assert summary["std"] == pytest.approx(log_rate.std(), rel=1e-4)
+            assert (summary["min"], summary["max"]) == (log_rate.min(), log_rate.max())
+            norm = np.linalg.norm(line["hypergradient"]["log_rate"])
+            assert summary["norm"] == pytest.approx(norm)
+            assert line["bytes"] > 0
+            assert line["problem"] is line["is_restored"] is None
+        assert_close(np.array(lines[0]["hparams"]["log_rate"]), HPARAMS["log_rate"])
+
+    def test_figures_are_images_with_something_on_them(self, recorded):
+        for name in ("value", "hypergradient", "hparams"):
+            image = imread(recorded[0] / f"{name}.png")
+            assert min(image.shape[:2]) >= 250
+            assert image[..., :3].std() > 0.05
+
+    def test_a_run_that_is_done_is_read(self, recorded):
+        again = tune(records=hg.Records(recorded[0], is_whole=True), num_runs=2)
+        assert again.resumed_at == 3
+        assert same_bits(again, recorded[1])
+
+    @pytest.mark.parametrize(
+        ("change", "name"),
+        [
+            ({"hparams": HPARAMS | {"log_l2": jnp.float32(-3.5)}}, "hparams"),
+            ({"train": linear_data(12, 9)}, "train"),
+            ({"valid": linear_data(6, 9)}, "valid"),
+            ({"key": jax.random.key(1)}, "key"),
+            ({"fresh_seeds": False}, "fresh_seeds"),
+            ({"optimizer": hg.sign_descent(0.2)}, "program"),
+            ({"num_steps": 5}, "program"),
+            ({"on_bad": hg.Skip()}, "on_bad"),
+        ],
+        ids=lambda x: x if isinstance(x, str) else "",
+    )
+    def test_a_folder_of_another_configuration_is_refused(self, change, name, recorded):
+        before = (recorded[0] / "meta_steps.jsonl").read_bytes()
+        with pytest.raises(hg.CheckpointError, match=rf"another run, which differs in [^;]*{name}"):
+            tune(records=hg.Records(recorded[0], is_whole=True), **{"num_runs": 2} | change)
+        assert (recorded[0] / "meta_steps.jsonl").read_bytes() == before
+
+    def test_fewer_meta_steps_than_are_done(self, recorded):
+        with pytest.raises(ValueError, match=r"num_meta_steps is 2, but the tuning .* done 3"):
+            tune(records=hg.Records(recorded[0]), num_runs=2, num_meta_steps=2)
+
+    @pytest.mark.parametrize("damage", ["shortened", "strange", "no checkpoints"])
+    def test_records_that_are_not_the_checkpoint_s(self, damage, recorded, tmp_path):
+        folder = tmp_path / "run"
+        shutil.copytree(recorded[0], folder)
+        path = folder / "meta_steps.jsonl"
+        if damage == "no checkpoints":
+            shutil.rmtree(folder / "checkpoints")
+        else:
+            line, *rest = path.read_text().splitlines(keepends=True)
+            path.write_text("".join([line[:9] + "\n", *rest] if damage == "strange" else rest))
+        before = path.read_bytes()
+        with pytest.raises(hg.CheckpointError, match="is not the record of a tuning of which"):
+            tune(records=hg.Records(folder), num_runs=2)
+        assert path.read_bytes() == before
+
+    def test_a_kill_before_any_of_the_writes(self, recorded, tmp_path, monkeypatch):
+        """As an exception that nothing catches, when a file is written but not yet in its place.
+
+        The calls, each of which goes on where the one before was killed: in the first line, in the
+        second, in a figure halfway, in a figure at the end.
+        """
+
+        class Killed(BaseException):
+            pass
+
+        writes = []
+
+        def counted(call, replace, *args):
+            writes.append(args)
+            if len(writes) == call:
+                raise Killed
+            return replace(*args)
+
+        def timeless(folder):
+            return [json.dumps(line | {"seconds": 0}) for line in read_lines(folder)]
+
+        folder, names = tmp_path / "run", []
+        settings = {"num_runs": 2, "records": hg.Records(folder, figures_every=2, is_whole=True)}
+        for call in (1, 2, 3, 4):
+            writes.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(records.os, "replace", functools.partial(counted, call, os.replace))
+                with pytest.raises(Killed):
+                    tune(**settings)
+            names.append(writes[-1][1].name)
+            left = timeless(folder)
+            assert left == timeless(recorded[0])[: len(left)]
+            for figure in folder.glob("[!.]*.png"):
+                imread(figure)
+        assert names == [*["meta_steps.jsonl"] * 2, "hypergradient.png", "hparams.png"]
+        assert same_bits(tune(**settings), recorded[1])
+        assert timeless(folder) == timeless(recorded[0])
+        assert {path.name for path in folder.iterdir()} == {
+            *("checkpoints", "hparams.png", "hypergradient.png", "meta_steps.jsonl", "value.png")
+        }
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"every": 0}, "every is 0; it must be a positive int"),
+            ({"figures_every": 0}, "figures_every is 0; it must be a positive int, or None"),
+            ({"folder": __file__}, "which is a file; name a folder"),
+        ],
+        ids=lambda x: x if isinstance(x, str) else next(iter(x)),
+    )
+    def test_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            hg.Records(**{"folder": "records"} | settings)
+
+
+class TestKilled:
+    def test_a_killed_tuning_ends_with_the_bits_of_one_that_never_was(self, tmp_path):
+        moments = random.Random(5)
+        folder, result = tmp_path / "run", tmp_path / "result.npz"
+        command = [sys.executable, "-m", "tests.tune_child", str(folder), str(result)]
+        for at in (1, 6, 11):
+            child = subprocess.Popen(command)
+            try:
+                while child.poll() is None and len(read_lines(folder)) < at:
+                    time.sleep(0.002)
+                time.sleep(moments.uniform(0, 0.1))
+                os.kill(child.pid, signal.SIGKILL)
+            finally:
+                child.kill()
+                status = child.wait()
+            assert status == -signal.SIGKILL, f"the child ended before it was killed: {status}"
+            assert at <= len(read_lines(folder)) < tune_child.NUM_META_STEPS
+            for figure in folder.glob("[!.]*.png"):
+                imread(figure)
+        assert not result.exists()
+        subprocess.run(command, check=True)
+        want = tune_child.bits(tune_child.tune_at_length(None))
+        with np.load(result) as found:
+            assert set(found) == set(want)
+            for name in want:
+                assert found[name].tobytes() == want[name].tobytes()
+        assert [line["meta_step"] for line in read_lines(folder)] == list(
+            range(tune_child.NUM_META_STEPS)
+        )
+
+
+class TestOptimizers:
+    def test_sign_descent_with_momentum(self):
+        optimizer, h = hg.sign_descent(0.5, momentum=0.9), jnp.zeros(2)
+        state, u = optimizer.init(h), np.zeros(2)
+        for g in ([1.0, -1.0], [-0.5, 0.95], [-0.5, 0.1]):
+            update, state = optimizer.update(jnp.array(g), state, h)
+            u = 0.9 * u + g
+            np.testing.assert_array_equal(update, -0.5 * np.sign(u))
+        with pytest.raises(ValueError, match="momentum is 1; it must be at least 0 and below 1"):
+            hg.sign_descent(0.1, momentum=1)
+
+    def test_nonnegative_adam_ends_at_zero_and_comes_back(self):
+        optimizer, plain = hg.nonnegative_adam(0.5), optax.adam(0.5)
+        h = jnp.array([0.2, 5.0])
+        state, plain_state = optimizer.init(h), plain.init(h)
+        for g, is_cut in (([1.0, 1.0], True), ([-9.0, 1.0], False)):
+            update, state = optimizer.update(jnp.array(g), state, h)
+            want, plain_state = plain.update(jnp.array(g), plain_state, h)
+            stepped: Any = optax.apply_updates(h, update)
+            free: Any = optax.apply_updates(h, want)
+            np.testing.assert_array_equal(stepped, np.maximum(free, 0))
+            h = stepped
+            assert (float(h[0]) == 0) == is_cut
+
+
+class TestSharedExamples:
+    def test_all_copies_are_found_and_nothing_else(self):
+        x, y = TRAIN
+        other = (
+            np.concatenate([x[3:5], VALID[0], x[7:8]]),
+            np.concatenate([y[3:5], VALID[1], y[:1]]),
+        )
+        assert shared_examples(TRAIN, other).tolist() == [
+            [3, 0],
+            [4, 1],
+        ]  # the last's label is other
+        assert shared_examples(TRAIN, TRAIN).tolist() == [[i, i] for i in range(12)]
+        assert not len(shared_examples(TRAIN, VALID))
+
+    @pytest.mark.parametrize(
+        "other", [None, TRAIN[0], (TRAIN[0][:, :2], TRAIN[1]), (np.float32(1.0), np.float32(2.0))]
+    )
+    def test_other_kinds_share_nothing(self, other):
+        assert shared_examples(TRAIN, other).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"valid": tuple(x[5:9] for x in TRAIN)},
+            ValueError,
+            "valid overlaps train: 4 of its .* 5",
+        ),
+        ({"test": VALID, "metrics": metrics}, ValueError, "test overlaps valid: 6 of its examples"),
+        ({"num_meta_steps": 0}, ValueError, "num_meta_steps is 0; it must be a positive int"),
+        ({"num_runs": 1.5}, ValueError, "num_runs is 1.5; it must be a positive int"),
+        ({"num_steps": lambda k: 2 - k}, ValueError, "at least one and at most num_steps = 1"),
+        ({"num_steps": lambda k: 2.0}, TypeError, "num_steps is 2.0; it must be an int"),
+        ({"key": None}, ValueError, "key is None, but several runs, fresh splits and random"),
+        ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),
+        ({"on_bad": "skip"}, TypeError, r"on_bad is 'skip'; it must be hg.Stop\(\) or hg.Skip"),
+        ({"records": "folder"}, TypeError, r"records is 'folder'; it must be an hg.Records"),
+        ({"test": TEST}, ValueError, "test is given, but metrics is None"),
+        ({"valid": None, "metrics": metrics}, ValueError, "metrics is given, but neither valid"),
+        (
+            {"metrics": lambda params, data: jnp.float32(0.5)},
+            ValueError,
+            "it must return a dict of scalars by name",
+        ),
+        ({"hparams": {}, "run_hparams": None}, ValueError, "hparams is an empty tree"),
+        ({"hparams": {"a": 1}}, TypeError, r"hparams\['a'\] has dtype int32"),
+        ({"train": (TRAIN[0], TRAIN[1] * np.nan)}, ValueError, r"train\[1\] has 12 numbers"),
+        ({"fresh_splits": True, "valid": VALID[0]}, ValueError, "fresh_splits is True, but an ex"),
+        ({"run_hparams": lambda h: h}, TypeError, r"called as run_hparams\(hparams, num_steps\)"),
+        (
+            {"early_stopping": hg.EarlyStopping("test_error"), "test": TEST, "metrics": metrics},
+            ValueError,
+            "follows 'test_error', but the test data must not choose",
+        ),
+        (
+            {"early_stopping": hg.EarlyStopping("valid_loss")},
+            ValueError,
+            "early_stopping follows 'valid_loss'; the metrics are value",
+        ),
+        (
+            {"optimizer": GROWING},
+            ValueError,
+            "optimizer.update changes the kind of hyperparameters or of its own state",
+        ),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_bad_input(settings, error, message):
+    with pytest.raises(error, match=message):
+        tune(**settings)
+
+
+def test_inside_of_a_program():
+    with pytest.raises(TypeError, match=r"tune cannot run inside jit.*hg\.meta_step is for that"):
+        jax.jit(lambda x: tune(hparams=HPARAMS | {"log_l2": x}).hparams)(1.0)
+
+
+def test_at_most_is_positive():
+    with pytest.raises(ValueError, match="at_most is 0; it must be a positive int"):
+        hg.Skip(0)
