@@ -23,8 +23,8 @@ def field(name: str) -> Callable[[Hparams], Any]:
             return getattr(hparams, name)
         has = f"it has {sorted(hparams)}" if isinstance(hparams, Mapping) else "it is no dict"
         raise ValueError(
-            f"hparams has no {name!r} ({has}); put it in, or make the rule or modifier with a "
-            "number, or a function of hparams, in its place."
+            f"hparams has no {name!r} ({has}); put it in, or pass {name}= to the rule (to a "
+            "modifier, bound= or strength=): a number, or a function of hparams."
         )
 
     return read_field
