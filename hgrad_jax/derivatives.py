@@ -91,6 +91,7 @@ def jacobian_of_final_params(
 
     Raises:
       TypeError: an adjoint is given: forward mode needs none.
+      ValueError: hparams is empty.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -105,6 +106,9 @@ def jacobian_of_final_params(
             f"adjoint is {settings['adjoint']!r}; forward mode needs none: leave it out, or call "
             "jax.grad of unroll."
         )
+
+    if not jax.tree.leaves(hparams):
+        raise ValueError("hparams is an empty tree; there is nothing to differentiate with.")
 
     def end(hparams: Hparams) -> Params:
         return unroll(transition, params, hparams, data, adjoint=Direct(), **settings).params

@@ -247,3 +247,9 @@ class TestNumbersThatWouldBeWrong:
             num_examples((jnp.ones((0, 2)),))
         with pytest.raises(ValueError, match="a label is one integer"):
             validate_examples((np.ones((2, 2)), np.array([[0, 1], [0, 9]])), 3)
+
+
+def test_a_jacobian_of_nothing():
+    rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2), learning_rate=0.1)
+    with pytest.raises(ValueError, match="hparams is an empty tree; there is nothing"):
+        hg.jacobian_of_final_params(rule, jnp.ones(2), {}, None, num_steps=2)
