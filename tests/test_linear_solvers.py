@@ -214,7 +214,7 @@ def test_norm_of_nothing_much():
     ("make", "match"),
     [
         (lambda: ConjugateGradient(max_steps=0), "max_steps is 0; it must be a positive int"),
-        (lambda: ConjugateGradient(tolerance=0.0), "tolerance is 0.0; .* positive float"),
+        (lambda: ConjugateGradient(tolerance=0.0), "tolerance is 0.0; .* between 0 and 1"),
         (lambda: ConjugateGradient(damping=-1.0), "damping is -1.0; .* at least 0"),
         (lambda: Neumann(0.0), "step_size is 0.0; .* positive float"),
         (lambda: Neumann(1.0, max_steps=2.5), "max_steps is 2.5"),  # pyright: ignore
