@@ -281,17 +281,19 @@ class TestTrajectories:
     def test_the_decay_of_adamw_is_rounded(self):
         """By at most 2**-25 a step, as its docstring says."""
         rule, make_tx = self.CASES["adamw"]
+        ours, theirs = simulate(rule, self.H, num_steps=30), simulate_optax(make_tx, self.H, 30)
+        assert_close(ours, theirs, 1e-6)
         ours, theirs = simulate(rule, self.H), simulate_optax(make_tx, self.H)
         assert_close(ours, theirs, 100 * 2**-25 + 1e-6)
 
     def test_is_that_of_optax_under_schedules(self):
         rule, make_tx = self.CASES["adamw"]
-        ramp = jnp.linspace(1.0, 0.8, 100)
+        ramp = jnp.linspace(1.0, 0.8, 30)
         schedules = ("learning_rate", "b1", "b2")
         h = self.H | {k: self.H[k] * ramp for k in schedules}
         axes = {k: 0 if k in schedules else None for k in h}
-        ours = simulate(rule, h, axes=axes)
-        assert_close(ours, simulate_optax(make_tx, h, schedules=schedules), 100 * 2**-25 + 1e-6)
+        ours = simulate(rule, h, num_steps=30, axes=axes)
+        assert_close(ours, simulate_optax(make_tx, h, 30, schedules), 1e-6)
 
     def test_defaults_of_adam_are_those_of_optax(self):
         h = {"penalty": jnp.float32(0.03), "learning_rate": jnp.float32(1e-2)}
