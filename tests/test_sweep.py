@@ -427,7 +427,7 @@ def test_inside_jit_it_says_so():
 class TestBench:
     def test_a_sweep_is_timed_beside_the_same_runs(self, tmp_path, capsys):
         path = tmp_path / "sweep.jsonl"
-        words = "--cases 5/4 --num-steps 3 --num-seeds 2 --repeats 2 --chunks 1"
+        words = "--cases 5/4 --num-steps 3 --num-seeds 2 --repeats 2 --chunks 1 --num-devices 1"
         (record,) = bench_sweep.main([*words.split(), "--out", str(path)])
         assert record["num_runs"] == 28
         assert list(record["seconds"]) == ["one by one", "sweep in 1"]

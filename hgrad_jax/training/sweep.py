@@ -2,8 +2,9 @@
 
 Every run is the same pure function; `jax.vmap` puts runs beside each other on a device, and
 `jax.shard_map` shares them among devices, which do not talk to each other. Small networks gain from
-it: one matrix product in place of a hundred. Large ones do not, and in a processor's cache few runs
-may be faster than many: try a smaller `memory`.
+it: one matrix product in place of a hundred. Large ones keep a core busy by themselves, and gain
+from a device for each core: `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before JAX
+computes anything. In a processor's cache few runs may be faster than many: try a smaller `memory`.
 """
 
 import functools
