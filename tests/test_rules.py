@@ -290,7 +290,8 @@ class TestTrajectories:
         ours = many(lambda h: simulate(rule, h))
         theirs = many(lambda h: simulate_optax(make_tx, h))
         for i in range(rates.size):
-            assert_close(*(jax.tree.map(lambda x, i=i: x[i], x) for x in (ours, theirs)), 1e-6)
+            one, other = (jax.tree.map(lambda x, i=i: x[i], both) for both in (ours, theirs))
+            assert_close(one, other, 1e-6)
 
     def test_is_that_of_optax_under_schedules(self):
         rule, make_tx = self.CASES["adamw"]
