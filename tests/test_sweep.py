@@ -328,6 +328,9 @@ class TestReport:
         found = hg.sweep(lambda hparams, key, data: hparams, settings)
         assert found.best("value", is_maximized=True).setting == 0.9
         assert found.best("value").setting == 0.1
+        named = found._replace(results={"accuracy": found.results})
+        assert named.best("accuracy").setting == 0.9
+        assert str(named).startswith("3 settings x 1 seeds, the largest accuracy first")
         lines = found.table(is_maximized=True).splitlines()
         assert lines[0] == "3 settings x 1 seeds, the largest value first"
         assert [line.split()[0] for line in lines[2:]] == ["2*", "0", "1"]
