@@ -110,6 +110,7 @@ class TestSteps:
         assert_close(out.state, want.state)
         assert out.reason == "all epochs are done"
         assert hg.check(out.info).damaged_at == 12
+        assert hg.check(out) is out
 
     def test_epoch_hparams_decay_as_a_schedule_of_steps_does(self):
         def decayed(hparams, epoch):

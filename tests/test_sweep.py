@@ -323,6 +323,22 @@ class TestReport:
         with pytest.raises(ValueError, match="every run failed"):
             by_hand().select({"size": 30}).best("loss")
 
+    @pytest.mark.parametrize(
+        ("run", "message"),
+        [
+            (
+                lambda h, key, data: jax.random.normal(key),
+                "keys is None, so that run's key is",
+            ),
+            (lambda h, key, data: {"z": h * 1j}, r"run returned complex64 at \['z'\]; return real"),
+            (lambda h, key, data: jax.random.key(0), r"run returned key<fry> at its root"),
+        ],
+        ids=["no key", "complex", "key"],
+    )
+    def test_runs_that_cannot_be_compared(self, run, message):
+        with pytest.raises(TypeError, match=message):
+            hg.sweep(run, [1.0, 2.0])
+
     def test_most_may_be_best(self):
         settings = [0.5, 0.1, 0.9]
         found = hg.sweep(lambda hparams, key, data: hparams, settings)
