@@ -50,41 +50,49 @@ def ravel(tree: Any, like: Layout) -> Array:
     return jnp.concatenate([jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)])
 
 
-def ravel_in_place(tree: Any, like: Layout) -> Array:
+def write_into(vector: Array | None, tree: Any, like: Layout) -> Array:
     """Returns what `ravel` does, each leaf written into its place; not to be differentiated.
 
     XLA fuses a concatenation with what its operands are computed from, and for several CPU cores
     compiles that to a loop that decides anew for every number where it comes from: 16 ns a
     number and more in profiles, most where other processes take turns on the cores. It does not
-    fuse updates of slices.
+    fuse updates of slices; and a vector that a loop carries need not even be cleared first.
+
+    Args:
+      vector: `[like.size]`, whose numbers do not matter: its memory is used; None for new memory.
+      tree: pytree of arrays.
+      like: its layout.
     """
     if like.is_flat:
         return tree
-    return _write(0)([jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)])
+    parts = [jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)]
+    is_new = vector is None
+    return _write(0, is_new)(jnp.zeros((like.size,), like.dtype) if is_new else vector, parts)
 
 
 @functools.cache
-def _write(batch_axes: int) -> Callable[[list[Array]], Array]:
-    """Returns a function that joins vectors `[*batch, n]` to one `[*batch, N]`."""
+def _write(batch_axes: int, is_new: bool) -> Callable[[Array, list[Array]], Array]:
+    """Returns a function that writes vectors `[*batch, n]` one after another into `[*batch, N]`."""
 
     @jax.custom_batching.custom_vmap
-    def write(parts: list[Array]) -> Array:
-        batch = parts[0].shape[:batch_axes]
-        size = sum(part.shape[-1] for part in parts)
-        vector, start = jnp.zeros((*batch, size), parts[0].dtype), 0
-        for part in parts:
-            vector = jax.lax.dynamic_update_slice(vector, part, (0,) * batch_axes + (start,))
-            start += part.shape[-1]
+    def write(vector: Array, parts: list[Array]) -> Array:
+        sizes = [part.shape[-1] for part in parts]
+        order = range(len(parts))
+        if is_new:  # The longest first: XLA writes it in one pass with the zeros.
+            order = sorted(order, key=lambda i: -sizes[i])
+        for i in order:
+            part, place = parts[i], sum(sizes[:i])
+            vector = jax.lax.dynamic_update_slice(vector, part, (*(0,) * batch_axes, place))
         return vector
 
     @write.def_vmap
-    def _(axis_size, is_batched, parts):  # pyright: ignore[reportUnusedFunction]
+    def _(axis_size, is_batched, vector, parts):  # pyright: ignore[reportUnusedFunction]
         # JAX's own rule makes a scatter of it.
-        parts = [
-            part if is_b else jnp.broadcast_to(part, (axis_size, *part.shape))
-            for part, is_b in zip(parts, is_batched[0], strict=True)
-        ]
-        return _write(batch_axes + 1)(parts), True
+        def batched(x, is_b):
+            return x if is_b else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+        parts = [batched(part, is_b) for part, is_b in zip(parts, is_batched[1], strict=True)]
+        return _write(batch_axes + 1, is_new)(batched(vector, is_batched[0]), parts), True
 
     return write
 

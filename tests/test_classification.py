@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from hgrad_jax.data import Dataset, validate_examples, validate_finite
 from hgrad_jax.models import (
@@ -27,6 +28,12 @@ NORMED = MLP((6, 3), batch_norm=True)
 
 def init(model):
     return model.init(KEY, DATA.inputs, train=False)["params"]
+
+
+class Identity(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return x
 
 
 class TestLoss:
@@ -54,6 +61,24 @@ class TestMetrics:
         labels = jnp.asarray(DATA.labels)
         np.testing.assert_allclose(measured["loss"], cross_entropy(logits, labels), rtol=1e-5)
         np.testing.assert_allclose(measured["accuracy"], 1 - error_rate(logits, labels), rtol=1e-5)
+
+    @pytest.mark.parametrize("count", [41, 47, 55])
+    def test_all_is_all(self, count):
+        """Times 1 / count it would be 0.99999994, and three quarters a bit less."""
+        logits = jnp.eye(3)[np.arange(count) % 3]
+        rate = jax.jit(error_rate)
+        assert rate(logits, jnp.arange(count) % 3) == 0
+        assert rate(logits, (jnp.arange(count) + 1) % 3) == 1
+        labels = np.arange(count) % 3
+        labels[:7] += 1
+        assert rate(logits, labels % 3) == np.float32(7) / np.float32(count)
+
+        def measured(labels):
+            metrics = classification_metrics(Identity(), batch_size=10)
+            return jax.jit(metrics)({}, (logits, labels))["accuracy"]
+
+        assert measured(np.arange(count) % 3) == 1
+        assert measured(labels % 3) == np.float32(count - 7) / np.float32(count)
 
     def test_dropout_is_off(self):
         params = init(DROPOUT)

@@ -271,6 +271,9 @@ class TestStopping:
         assert hg.Target("a", 0.9, is_maximized=True).is_reached(0.9)
         assert not hg.Target("a", 0.9, is_maximized=True).is_reached(0.8)
         assert not hg.Target("valid_accuracy", 0.9).is_reached(0.8)
+        # Metrics are float32, which 0.7 and 0.3 are not.
+        assert hg.Target("accuracy", 0.7).is_reached(float(np.float32(0.7)))
+        assert hg.Target("loss", 0.3).is_reached(float(np.float32(0.3)))
         assert hg.Target("valid_accuracy", 0.9, is_maximized=False).is_reached(0.8)
         assert fit_quadratic(9, target=hg.Target("train_loss", 1.0)).history.epoch.tolist() == [0]
 
@@ -290,7 +293,7 @@ class TestDivergence:
 
     def test_is_seen_without_recorded_losses(self):
         out = fit_quadratic(9, 1e9, loss=None, metrics=None)
-        assert out.reason.startswith("the training became infinite or NaN in epoch 3; the state")
+        assert out.reason.startswith("the training became infinite or NaN in epoch 3 (a learning")
         with pytest.raises(hg.HypergradientError, match="somewhere on the way"):
             hg.check(out.info)
 
@@ -542,3 +545,24 @@ class TestBadInput:
     def test_early_stopping(self, settings, message):
         with pytest.raises(ValueError, match=message):
             hg.EarlyStopping(**settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hg.Target("loss", np.nan), "value is nan; it must be a number"),
+        (lambda: hg.EarlyStopping(3), "metric is 3; it must be a name"),
+        (lambda: hg.Target("loss", 0.1, is_maximized="no"), "is_maximized is 'no'; it must be"),
+    ],
+    ids=["nan", "metric", "is_maximized"],
+)
+def test_settings_of_stopping(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_numbers_that_are_nan_are_refused_before_any_step():
+    with pytest.raises(ValueError, match=r"hparams\['learning_rate'\] is NaN"):
+        hg.fit(hg.sgd(quadratic), 1.0, {"learning_rate": np.nan}, None, num_epochs=1)
+    with pytest.raises(ValueError, match="params is NaN, and so would be all"):
+        hg.fit(hg.sgd(quadratic), np.nan, {"learning_rate": 0.1}, None, num_epochs=1)

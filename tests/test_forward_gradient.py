@@ -481,6 +481,21 @@ def centered(params, hparams, batch, key):
     return jnp.sum((z - jnp.mean(z, axis=0)) ** 2, axis=1)
 
 
+def contrasted(params, hparams, batch, key):
+    """Losses that push examples of other classes away."""
+    z = nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0])
+    distances = jnp.sum((z[:, None] - z) ** 2, axis=2)
+    is_other = batch[1][:, None] != batch[1]
+    return jnp.sum(jnp.where(is_other, jnp.exp(-distances), 0), axis=1)
+
+
+def stabilized(params, hparams, batch, key):
+    """Losses of each example alone, though what is subtracted and added again is not."""
+    z = nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0])
+    largest = jax.lax.stop_gradient(jnp.max(z))
+    return jnp.log(jnp.sum(jnp.exp(z - largest), axis=1)) + largest
+
+
 class Rematerialized(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -502,8 +517,10 @@ class TestErrors:
             x = b[0] - jnp.mean(b[0], axis=0)
             return example_losses(MLP((3, 4)))(p, h, (x, b[1]), k)
 
-        estimate = jax.jit(activity_forward_gradient(losses)(None))(params, {}, batch, KEY)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(estimate))
+        for served in (losses, stabilized):
+            with jax.debug_nans(True):
+                estimate = jax.jit(activity_forward_gradient(served)(None))(params, {}, batch, KEY)
+            assert any(np.any(x != 0) for x in jax.tree.leaves(estimate))
 
     def test_arguments(self):
         with pytest.raises(TypeError, match=r"directions is .*Gaussian.*must be a value such as"):
@@ -554,12 +571,22 @@ class TestErrors:
                 r"output has shape \(4, 3\), but there are 8 examples",
             ),
             (centered, "depends on the pre-activations of other examples"),
+            (contrasted, "depends on the pre-activations of other examples"),
             (
                 lambda p, h, b, k: Rematerialized().apply({"params": p}, b[0])[:, 0] ** 2,
                 "stands in a jit, scan, vmap or remat of its own",
             ),
         ],
-        ids=["batch norm", "mean", "no layer", "penalty inside", "other axis", "own norm", "remat"],
+        ids=[
+            "batch norm",
+            "mean",
+            "no layer",
+            "penalty inside",
+            "other axis",
+            "norm",
+            "contrast",
+            "remat",
+        ],
     )
     def test_losses_that_cannot_be_served(self, losses, message):
         params, batch = problem(MLP((3, 4)), (4,))

@@ -96,7 +96,10 @@ def adamw(
     Loshchilov and Hutter (2019), algorithm 2, in the convention of `optax.adamw` and PyTorch, where
     the learning rate multiplies the weight decay too. In float32 the factor 1 - lr wd is a multiple
     of 2**-24, the one above or the one below in turn (`one_minus`), so that the decay over many
-    steps is right also where lr wd is no larger than that.
+    steps is right also where lr wd is no larger than that. (Two roundings are left: a float32
+    weight that nothing else moves cannot shrink by less than its own spacing, except under
+    `Reversible()`, which keeps it finer; and float64 rates with float32 parameters make a factor
+    that is rounded alike in every step.)
 
     Args: as `adam`, and
       weight_decay: wd, a number or a function of hparams; its value is a tree prefix of params: 0

@@ -17,7 +17,7 @@ from hgrad_jax.exact.forward import (
     step_inputs,
 )
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
-from hgrad_jax.trees import Layout, layout, ravel, unravel
+from hgrad_jax.trees import Layout, layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, BackwardInfo
 
 
@@ -129,7 +129,7 @@ def _undo(
     where = (inputs.data, inputs.key)
 
     def step(carry, xs_and_trace_bar):
-        exact, bars, constants_bar = carry
+        exact, bars, constants_bar, vector = carry
         xs, trace_bar_t = xs_and_trace_bar
         xs: StepInputs
         hparams = hparams_of(trajectory, inputs.constants, xs.slices)
@@ -176,6 +176,7 @@ def _undo(
             view,
             slots,
             bars,
+            vector,
             is_shared=is_shared,
         )
         hparams_bars.append(product.hparams_bar)
@@ -184,7 +185,8 @@ def _undo(
             exact, bars, (_, slots_bar) = retreat(exact, bars, stages.couple, (gradient, slots))
             bars = _add(bars, {name: ravel(bar, view) for name, bar in slots_bar.items()})
         exact, bars, _ = retreat(exact, bars, stages.kick, gradient)
-        bars = _add(bars, {PARAMS: product.params_bar})
+        # Adding leaf by leaf to what the loop carries would make XLA copy that, twice.
+        bars = _add(bars, {PARAMS: write_into(None, product.params_bar, like)})
 
         hparams_bar = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *hparams_bars)
         leaves = jax.tree.leaves(hparams_bar)
@@ -196,14 +198,15 @@ def _undo(
             for total, bar in zip(constants_bar, leaves, strict=True)
         )
         norms = _norms(bars, constants_bar) if trace_norms else None
-        return (exact, bars, constants_bar), (schedules_bar, norms)
+        return (exact, bars, constants_bar, product.gradient), (schedules_bar, norms)
 
     bars = {PARAMS: ravel(state_bar.params, like)}
     bars |= {name: ravel(state_bar.slots[name], like) for name in rule.slots if name != PARAMS}
     constants_bar = tuple(None if c is None else jnp.zeros_like(c) for c in inputs.constants)
     xs = (step_inputs(trajectory, inputs, residuals.offsets), trace_bar)
-    (start, bars, constants_bar), (schedules_bar, norms) = jax.lax.scan(
-        step, (residuals.end, bars, constants_bar), xs, reverse=True
+    carry = (residuals.end, bars, constants_bar, jnp.zeros((like.size,), like.dtype))
+    (start, bars, constants_bar, _), (schedules_bar, norms) = jax.lax.scan(
+        step, carry, xs, reverse=True
     )
 
     return _Undone(

@@ -70,10 +70,15 @@ def spill(kind: Kind, store: BitStore, spill: Spill) -> BitStore:
     The row is written in any case, and counts only if it is due: under `vmap` a conditional write
     would copy the whole store.
     """
-    rows = store.rows
+    integer, rows = store
     if rows.shape[0]:
-        rows = jax.lax.dynamic_update_index_in_dim(rows, kind.row(store.integer), spill.row, 0)
-    return BitStore(kind.spill(store.integer, _shift(kind, spill)), rows)
+        rows = jax.lax.dynamic_update_index_in_dim(rows, kind.row(integer), spill.row, 0)
+        # The same integer, its low bits from where they were written: so that XLA knows that they
+        # are written before it changes, and does not copy all integers in every step.
+        row = jax.lax.dynamic_index_in_dim(rows, spill.row, 0, keepdims=False)
+        bits = jnp.int32(kind.row_bits)
+        integer = kind.unspill(kind.spill(integer, bits), row, bits)
+    return BitStore(kind.spill(integer, _shift(kind, spill)), rows)
 
 
 def unspill(kind: Kind, store: BitStore, spill: Spill) -> BitStore:

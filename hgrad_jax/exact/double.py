@@ -65,7 +65,7 @@ def decode(value: Wide, fraction_bits: int, dtype: Any) -> Array:
 @in_64_bits
 def damage(value: Wide) -> Damage:
     """As `Kind.damage`."""
-    return damage_of(signed(value.high))
+    return damage_of(value.high)
 
 
 @in_64_bits

@@ -157,7 +157,7 @@ def run_forward(
     no = jnp.zeros((), bool)
 
     def step(carry: tuple, xs: StepInputs) -> tuple[tuple, Any]:
-        exact, (overflow, nonfinite, damaged_at) = carry
+        exact, (overflow, nonfinite, damaged_at), vector = carry
         hparams = hparams_of(trajectory, inputs.constants, xs.slices)
         where = (inputs.data, inputs.key)
 
@@ -169,10 +169,10 @@ def run_forward(
             return engine.read_tree(rule, exact.values, name, view)
 
         params = engine.read_tree(rule, exact.values, PARAMS, like)
-        gradient = products.gradient_at(
-            rule, batches(trajectory), params, hparams, where, xs.t, like
+        vector = products.gradient_at(
+            rule, batches(trajectory), params, hparams, where, xs.t, like, vector
         )
-        gradient = unravel(gradient, view)
+        gradient = unravel(vector, view)
         exact = advance(exact, stages.kick, gradient)
         if rule.coupled:
             exact = advance(
@@ -192,7 +192,7 @@ def run_forward(
         damaged_at = jnp.where(is_over | is_nan, xs.t, damaged_at)
         flags = (overflow | is_over, nonfinite | is_nan, damaged_at)
         state = engine.decode_state(rule, exact.values, like, xs.t + 1)
-        return (exact, flags), recorded(trajectory, state, inputs.data)
+        return (exact, flags, vector), recorded(trajectory, state, inputs.data)
 
     start = Exact(engine.encode_state(rule, state, like), stores)
     is_finite = all_finite(state)
@@ -208,7 +208,8 @@ def run_forward(
         jnp.where(is_over | ~is_finite, 0, trajectory.num_steps).astype(jnp.int32),
     )
     xs = step_inputs(trajectory, inputs, offsets)
-    (end, (overflow, nonfinite, damaged_at)), trace = jax.lax.scan(step, (start, flags), xs)
+    carry = (start, flags, jnp.zeros((like.size,), like.dtype))
+    (end, (overflow, nonfinite, damaged_at), _), trace = jax.lax.scan(step, carry, xs)
 
     used = {name: offset[-1] for name, offset in offsets.items()}
     info = RunInfo(

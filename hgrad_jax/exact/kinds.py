@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.exact.integers import Array
+from hgrad_jax.exact.integers import Array, signed
 
 Integer = Any
 """An integer per element: uint64 `[N]`, or a `double.Wide` of two."""
@@ -81,13 +81,14 @@ class Kind(NamedTuple):
     differ: Callable[[Integer, Integer], Array]
 
 
-def damage_of(number: Array) -> Damage:
-    """Says what is wrong with highest words: int64 `[N]`, N > 0."""
+def damage_of(word: Array) -> Damage:
+    """Says what is wrong with highest words: uint64 `[N]`, N > 0."""
 
     def reaches(units):
-        return lambda number: jnp.any(jnp.abs(number) >= np.int64(units << RANGE_BITS))
+        return lambda word: jnp.any(jnp.abs(signed(word)) >= np.int64(units << RANGE_BITS))
 
-    is_damaged = reaches(1)(number)
-    # The second reduction only when it is needed (under `vmap`, always).
-    is_nan = jax.lax.cond(is_damaged, reaches(5), lambda _: jnp.zeros((), bool), number)
+    is_damaged = reaches(1)(word)
+    # The second reduction only when it is needed (under `vmap`, always). It reads the words as they
+    # are: what is computed for a branch is computed whether it is taken or not.
+    is_nan = jax.lax.cond(is_damaged, reaches(5), lambda _: jnp.zeros((), bool), word)
     return Damage(is_damaged & ~is_nan, is_nan)

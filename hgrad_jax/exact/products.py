@@ -26,7 +26,7 @@ from hgrad_jax.elementary.kick_drift import KickDrift
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
 from hgrad_jax.jaxprs import has_custom_vjp
-from hgrad_jax.trees import Layout, ravel, ravel_in_place, unravel
+from hgrad_jax.trees import Layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
 BatchAndKey = Callable[[Any, Array], tuple[Batch, Array | None]]
@@ -38,12 +38,12 @@ class Products(NamedTuple):
 
     Attributes:
       gradient: vector `[N]`, the bits of the way forward.
-      params_bar: H u, vector `[N]`.
+      params_bar: H u, tree like params.
       hparams_bar: d<u, g>/dhparams, tree like hparams.
     """
 
     gradient: Array
-    params_bar: Array
+    params_bar: Params
     hparams_bar: Hparams
 
 
@@ -55,6 +55,7 @@ def gradient_at(
     where: Any,
     t: Array,
     like: Layout,
+    vector: Array,
 ) -> Array:
     """Returns the gradient of step t as a vector `[N]`, isolated together with the batch's making.
 
@@ -66,12 +67,13 @@ def gradient_at(
       where: data and key, a pytree.
       t: int32 scalar, the step.
       like: layout of the positions.
+      vector: `[N]`, to be written over.
     """
 
     def evaluate(params, hparams, where, t):
         return rule.gradient(params, hparams, *batch_and_key(where, t))
 
-    return ravel_in_place(isolate(evaluate, t)(params, hparams, where, t), like)
+    return write_into(vector, isolate(evaluate, t)(params, hparams, where, t), like)
 
 
 def products_at(
@@ -85,10 +87,13 @@ def products_at(
     view: Layout,
     slots: dict[str, Params],
     bars: dict[str, Array],
+    vector: Array,
     *,
     is_shared: bool,
 ) -> Products:
     """Returns gradient and products of step t, for cotangents `bars` `[N]` of the slots.
+
+    The gradient is written over `vector`.
 
     If it `is_shared`, which `can_share` must allow, u is known before the gradient is, and one
     `jvp` returns all. If not, the gradient is evaluated first, apart: out of
@@ -108,20 +113,20 @@ def products_at(
         # The kick's adjoint is the same at any gradient.
         zeros = jnp.zeros((like.size,), like.dtype)
         (gradient, _), (product, mixed) = along(direction(zeros), isolate(gradients, t))
-        return Products(ravel_in_place(gradient, like), ravel_in_place(product, like), mixed)
+        return Products(write_into(vector, gradient, like), product, mixed)
 
-    gradient = gradient_at(rule, batch_and_key, params, hparams, where, t, like)
+    gradient = gradient_at(rule, batch_and_key, params, hparams, where, t, like, vector)
     tangent = direction(gradient)
     if is_twice_forward(rule, batch_and_key, params, hparams, where, t):
         product, mixed = along(tangent, isolate(gradients, t))[1]
-        return Products(gradient, ravel_in_place(product, like), mixed)
+        return Products(gradient, product, mixed)
 
     def estimate(params, hparams):
         return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)
 
     _, pull = jax.vjp(estimate, params, hparams)
     params_bar, hparams_bar = pull(ravel(tangent, like))
-    return Products(gradient, ravel_in_place(params_bar, like), hparams_bar)
+    return Products(gradient, params_bar, hparams_bar)
 
 
 def can_share(

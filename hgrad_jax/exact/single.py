@@ -41,7 +41,7 @@ def decode(value: Array, fraction_bits: int, dtype: Any) -> Array:
 @in_64_bits
 def damage(value: Array) -> Damage:
     """As `Kind.damage`."""
-    return damage_of(signed(value))
+    return damage_of(value)
 
 
 @in_64_bits

@@ -11,7 +11,7 @@ from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.models.batch_norm import batch_statistics
-from hgrad_jax.models.losses import cross_entropy, error_rate
+from hgrad_jax.models.losses import cross_entropy, fraction, is_misclassified
 from hgrad_jax.types import Loss
 
 
@@ -89,7 +89,9 @@ def classification_metrics(
         def summed(batch: tuple[Array, Array]) -> Array:
             x, y = batch
             logits = jnp.asarray(model.apply(variables, x, train=False))
-            return x.shape[0] * jnp.stack([cross_entropy(logits, y), 1 - error_rate(logits, y)])
+            is_wrong = is_misclassified(logits, y)
+            loss = x.shape[0] * cross_entropy(logits, y)
+            return jnp.stack([loss, jnp.sum(~is_wrong), jnp.sum(is_wrong)])
 
         size = min(batch_size, n)
         num_whole, rest = divmod(n, size)
@@ -100,8 +102,8 @@ def classification_metrics(
         total = jnp.sum(jax.lax.map(summed, batches), axis=0)
         if rest:
             total += summed((jnp.asarray(inputs[n - rest :]), jnp.asarray(labels[n - rest :])))
-        loss, accuracy = total / n
-        return {"loss": loss, "accuracy": accuracy}
+        loss, num_right, num_wrong = total
+        return {"loss": loss / n, "accuracy": fraction(num_right, num_wrong)}
 
     return metrics
 

@@ -91,8 +91,11 @@ class MLP(nn.Module):
         Raises:
           ValueError: there are no features, or the dropout rate is outside [0, 1).
         """
-        if not self.features:
-            raise ValueError("features is empty; give at least the number of classes.")
+        if not isinstance(self.features, Sequence) or not self.features:
+            raise ValueError(
+                f"features is {self.features!r}; give the widths of all layers, the last of which "
+                "is the number of classes: (50, 10)."
+            )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate is {self.dropout_rate}; it must be in [0, 1).")
         x = x.reshape((x.shape[0], -1))
@@ -148,11 +151,11 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Returns logits [B, num_classes] for images [B, H, W, C], large enough to be halved.
+        """Returns logits [B, num_classes] for images [B, H, W, C].
 
         Raises:
-          ValueError: the images have no axis of channels, `halves` does not fit, or the dropout
-            rate is outside [0, 1).
+          ValueError: the images have no axis of channels or are too small, `halves` does not fit,
+            or the dropout rate is outside [0, 1).
         """
         if x.ndim != 4:
             raise ValueError(
@@ -178,6 +181,11 @@ class CNN(nn.Module):
             if self.batch_norm:
                 x = BatchNorm()(x, train=train)
             x = self.activation(x)
+            if is_halved and self.max_pool and min(x.shape[1:3]) < 2:
+                raise ValueError(
+                    f"an image of {x.shape[1]} x {x.shape[2]} cannot be halved again: take fewer "
+                    f"channels than {list(self.channels)}, or halves=."
+                )
             if is_halved and self.max_pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         head = MLP(

@@ -18,7 +18,7 @@ import numpy as np
 
 from hgrad_jax.types import Params, State
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -173,13 +173,13 @@ class Store:
                 ),
             )
             about, arrays = found["about"], found["arrays"]
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']}, not {FORMAT}")
             theirs = about.pop("digest")
             problem = None if _digest_of(about, arrays) == theirs else "its digest is another"
         except Exception as error:  # whatever a reader makes of bytes that make no sense
             about, arrays = {}, {}
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if problem is None and about["format"] != FORMAT:
-            problem = f"its format is {about['format']}, not {FORMAT}"
         if problem is not None:
             raise CheckpointError(
                 f"the checkpoint {self.folder / str(epoch)} is damaged ({problem}); delete it to "

@@ -92,7 +92,8 @@ def fit(
       A `Fit`. A training that became infinite or NaN ends early, and `info` tells.
 
     Raises:
-      ValueError, TypeError: on inputs that do not fit together or are not finite, before any step.
+      ValueError, TypeError: on inputs that do not fit together, on data that are not finite, and on
+        parameters or hyperparameters that are NaN, before any step.
       CheckpointError: the last checkpoint is damaged, or of another run.
 
     Example:
@@ -134,6 +135,7 @@ def fit(
     )
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
+    _refuse_nan(params=params, hparams=hparams)
     # Here once for all epochs, and once on the device where the same data serve twice.
     train, valid, train_sample, metrics_args = jax.tree.map(
         jnp.asarray, (train, valid, train_sample, metrics_args)
@@ -177,6 +179,14 @@ def fit(
 def _refuse_traced(*trees: Any) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
         raise TypeError("fit cannot run inside jit, grad or vmap; hg.unroll is for that.")
+
+
+def _refuse_nan(**trees: Any) -> None:
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if bool(jnp.isnan(leaf).any()):  # infinite ones may be meant: a bound that never acts
+                place = jax.tree_util.keystr(path)
+                raise ValueError(f"{name}{place} is NaN, and so would be all that is trained.")
 
 
 def _refuse_settings(

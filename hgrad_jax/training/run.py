@@ -132,7 +132,8 @@ def _broken(
         if not np.isfinite(value):
             return f"{name} became {value} in epoch {epoch + 1}; {kept}", -1
     if step_loss is None or np.isfinite(step_loss).all():
-        return f"the training became infinite or NaN in epoch {epoch + 1}; {kept}", -1
+        why = "a learning rate too large, or a label that is no class"
+        return f"the training became infinite or NaN in epoch {epoch + 1} ({why}); {kept}", -1
     step = epoch * length + int(np.argmin(np.isfinite(step_loss)))
     return f"the loss became {step_loss[step % length]} at step {step}; {kept}", step
 
