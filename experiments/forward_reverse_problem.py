@@ -1,6 +1,7 @@
 """What `forward_reverse` trains and tunes: data, networks, losses and hyperparameters."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -102,9 +103,14 @@ def make_model(problem: Problem) -> nn.Module:
 def initial_params(problem: Problem, data: Data, meta_step: int) -> dict[str, Any]:
     """Returns random weights, others in each meta-step, those in 64 bits the same as in 32."""
     key = jax.random.fold_in(jax.random.key(problem.seed), meta_step)
-    init = jax.jit(lambda x: make_model(problem).init(key, x, train=False)["params"])
     image = jnp.zeros((1, *data.train.inputs.shape[1:]), jnp.float32)
-    return jax.tree.map(lambda x: x.astype(data.train.inputs.dtype), dict(init(image)))
+    params = _initial(make_model(problem), key, image)
+    return jax.tree.map(lambda x: x.astype(data.train.inputs.dtype), dict(params))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(model: nn.Module, key: Array, image: Array) -> Any:
+    return model.init(key, image, train=False)["params"]
 
 
 def kernels(params: Any) -> list[Array]:
