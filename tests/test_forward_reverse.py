@@ -196,7 +196,7 @@ def test_the_validation_error_in_pieces(monkeypatch):
 
     def whole(params):
         logits = model.apply({"params": params}, data.valid.inputs, train=False)
-        return cross_entropy(logits, data.valid.labels)
+        return cross_entropy(jnp.asarray(logits), data.valid.labels)
 
     want, want_gradient = jax.jit(jax.value_and_grad(whole))(params)
     monkeypatch.setattr(forward_reverse_problem, "PIECE", 100)  # 5 of them, and a rest of 39
