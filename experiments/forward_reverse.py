@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ from experiments.forward_reverse_problem import (
 from experiments.forward_reverse_real_time import real_time
 from hgrad_jax.data import DataUnavailableError, minibatches
 from hgrad_jax.models import classification_metrics
+from hgrad_jax.tuning.records import write_figures
 
 MODES = ("forward", "reverse", "checkpointed", "reversible")
 LEADER = "reverse"
@@ -160,13 +161,13 @@ def timed(program: Program, args: tuple, repeats: int) -> Timed:
     return min(runs, key=lambda run: run.seconds)
 
 
-def compare(config: Config, data: Data, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Returns a record for each meta-step and mode: the measurements, beside those of `LEADER`."""
+def compare(config: Config, data: Data, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Yields a record for each meta-step and mode: the measurements, beside those of `LEADER`."""
     measure = jax.jit(classification_metrics(make_model(config)))
     hparams = initial_hparams(config, data)
     opt_state = hg.nonnegative_adam(config.meta_learning_rate).init(hparams)
     modes = tuple(mode for mode in MODES if mode in (*config.modes, LEADER))
-    programs, records = {}, []
+    programs = {}
     for k in range(config.num_meta_steps):
         args = (initial_params(config, data, k), hparams, opt_state, data.train, data.valid)
         found = {}
@@ -181,31 +182,26 @@ def compare(config: Config, data: Data, say: Callable[[str], None]) -> list[dict
             trained = jax.tree.map(lambda x: x[0], step.found.unrolled.params)
             got, want = named(step.gradient), named(leader.gradient)
             info = step.found.info
-            records.append(
-                {
-                    "meta_step": k,
-                    "mode": mode,
-                    "accuracy": {
-                        part: float(measure(trained, getattr(data, part))["accuracy"])
-                        for part in data._fields
-                    },
-                    "validation_error": float(step.found.value[0]),
-                    "hparams": named(hparams),
-                    "hypergradient": got,
-                    "hparams_after": named(step.hparams),
-                    "relative_difference": {
-                        name: difference(got[name], want[name]) for name in got
-                    },
-                    "is_restored": None if info.mismatches is None else bool(info.is_restored[0]),
-                    "seconds": seconds,
-                    "cpu_seconds": cpu_seconds,
-                    "temp_bytes": programs[mode].temp_bytes,
-                    "compile_seconds": programs[mode].compile_seconds,
-                    "num_params": sum(x.size for x in jax.tree.leaves(trained)),
-                }
-            )
+            yield {
+                "meta_step": k,
+                "mode": mode,
+                "accuracy": {
+                    part: float(measure(trained, getattr(data, part))["accuracy"])
+                    for part in data._fields
+                },
+                "validation_error": float(step.found.value[0]),
+                "hparams": named(hparams),
+                "hypergradient": got,
+                "hparams_after": named(step.hparams),
+                "relative_difference": {name: difference(got[name], want[name]) for name in got},
+                "is_restored": None if info.mismatches is None else bool(info.is_restored[0]),
+                "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
+                "temp_bytes": programs[mode].temp_bytes,
+                "compile_seconds": programs[mode].compile_seconds,
+                "num_params": sum(x.size for x in jax.tree.leaves(trained)),
+            }
         hparams, opt_state = leader.hparams, leader.opt_state
-    return records
 
 
 def difference(got: float, want: float) -> float:
@@ -229,20 +225,23 @@ def experiment(config: Config) -> list[dict[str, Any]]:
         "seed": config.seed,
         "config": dataclasses.asdict(config),
     }
-    records = compare(config, data, say)
+    records: list[dict[str, Any]] = []
+
+    def keep(record: dict[str, Any]) -> None:
+        records.append(about | record)
+        write_json_line(out / "results.jsonl", records[-1])
+
+    for record in compare(config, data, say):
+        keep(record)
     if config.real_time_steps:
         say(f"real time: {config.real_time_steps} steps")
         settings = {"every": config.every, "meta_learning_rate": config.meta_learning_rate}
-        records.append(real_time(config, data, num_steps=config.real_time_steps, **settings))
-    records = [about | record for record in records]
-    for record in records:
-        write_json_line(out / "results.jsonl", record)
+        keep(real_time(config, data, num_steps=config.real_time_steps, **settings))
     dtype = about["environment"]["dtype"]
     title = f"{config.data}, {config.model} of {records[0]['num_params']:,} weights, {dtype}"
     say(f"\n{title}\n\n{report.table(records)}")
     figures = report.draw(records, title, np.finfo(dtype).eps)
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=120)
+    write_figures(out, figures)
     say(f"results: {out / 'results.jsonl'}, {', '.join(f'{name}.png' for name in figures)}")
     return records
 
