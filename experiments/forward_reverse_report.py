@@ -189,7 +189,7 @@ def _real_time(record: Record, title: str) -> Figure:
     panels[4].legend(fontsize=7, ncols=2)
     for name in ("learned", "kept"):
         panels[5].plot(steps, record[name]["path"]["validation_error"], label=name)
-    panels[5].set(title="validation error of 1,000 images [nats]")
+    panels[5].set(title="validation error, at most 1,000 images")
     panels[5].legend()
     for axes in panels[3:]:
         axes.set_xlabel("training step")
