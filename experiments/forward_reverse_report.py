@@ -151,7 +151,7 @@ def _costs(modes: dict[str, list[Record]], title: str) -> Figure:
     figure.suptitle(f"one hypergradient: {title}")
     left, right = figure.subplots(1, 2)
     places = np.arange(len(modes))
-    for offset, key, label in ((-0.2, "seconds", "wall clock"), (0.2, "cpu_seconds", "all cores")):
+    for offset, key, label in ((-0.2, "seconds", "wall clock"), (0.2, "cpu_seconds", "CPU")):
         least = [min(record[key] for record in each) for each in modes.values()]
         bars = left.bar(places + offset, least, 0.4, label=label)
         left.bar_label(bars, [f"{x:.3g}" for x in least], fontsize=8)
