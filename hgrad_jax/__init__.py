@@ -89,6 +89,7 @@ from hgrad_jax.tuning.history import TuningHistory as TuningHistory
 from hgrad_jax.tuning.meta_step import MetaStep as MetaStep
 from hgrad_jax.tuning.meta_step import meta_step as meta_step
 from hgrad_jax.tuning.optimizers import nonnegative_adam as nonnegative_adam
+from hgrad_jax.tuning.optimizers import projected as projected
 from hgrad_jax.tuning.optimizers import sign_descent as sign_descent
 from hgrad_jax.tuning.policies import Skip as Skip
 from hgrad_jax.tuning.policies import Stop as Stop
