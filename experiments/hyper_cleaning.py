@@ -50,6 +50,7 @@ SIZES = {"digits": (500, 500), "mnist": (5000, 5000)}
 NUM_CLASSES = 10
 CORRUPTION = 1  # a role of seeds
 EXACT = "Reversible"
+ONLY_VALIDATION = report.NOTHING + report.WITH_VALIDATION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +214,7 @@ def onto_box_and_ball(x: Array, radius: float | None) -> Array:
       radius: positive; None for no bound of the sum.
 
     >>> onto_box_and_ball(jnp.array([2.0, 0.5, 0.25, -1.0]), 1.25).round(4)
-    Array([1.   , 0.25 , 0.   , 0.   ], dtype=float32)
+    Array([1.  , 0.25, 0.  , 0.  ], dtype=float32)
     """
 
     def at(tau: Array) -> Array:
@@ -351,8 +352,8 @@ def kept(data: Data, is_found: np.ndarray) -> Mapping[str, np.ndarray]:
         "those not found": np.flatnonzero(~is_found),
         "those not wrong (oracle)": np.flatnonzero(~data.is_corrupted),
     }
-    both = {f"{name}, and validation": np.append(x, valid) for name, x in parts.items()}
-    return parts | {"validation": valid} | both
+    both = {name + report.WITH_VALIDATION: np.append(x, valid) for name, x in parts.items()}
+    return parts | {ONLY_VALIDATION: valid} | both
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -418,7 +419,7 @@ def accuracies(
         scores = logits(model, trained, data.test.inputs)
         accuracy = 1 - float(error_rate(scores, jnp.asarray(data.test.labels)))
         found[name] = {"num_examples": len(places), "test_accuracy": accuracy}
-        if name == "validation":
+        if name == ONLY_VALIDATION:
             says = np.argmax(logits(model, trained, train.inputs), axis=1)
             doubted = says != np.asarray(train.labels)
     return found, doubted

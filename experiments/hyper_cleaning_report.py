@@ -15,6 +15,7 @@ from rich.table import Table
 from hgrad_jax.tuning.records import write_whole
 
 ROWS, COLUMNS = 4, 10
+NOTHING, WITH_VALIDATION = "none", ", with validation"
 
 
 def print_tables(console: Console, results: Sequence[dict[str, Any]]) -> None:
@@ -43,14 +44,23 @@ def print_tables(console: Console, results: Sequence[dict[str, Any]]) -> None:
         )
     console.print(costs)
 
-    console.print(f"\nTrained on some of the examples ({seeds})")
-    accuracy = _table("", "examples", "test accuracy", *([] if is_one else ["least", "greatest"]))
-    for name in first["accuracy"]:
-        rows = [result["accuracy"][name] for result in results]
-        values = [row["test_accuracy"] for row in rows]
-        shown = [f"{x:.2%}" for x in (np.mean(values), min(values), max(values))]
-        accuracy.add_row(name, f"{_mean(rows, 'num_examples'):.0f}", *shown[: 1 if is_one else 3])
+    console.print(f"\nTest accuracy after training on some of the examples ({seeds})")
+    accuracy = _table("", "examples", "alone", "with validation examples")
+    for name in (NOTHING, *(x for x in first["accuracy"] if not x.endswith(WITH_VALIDATION))):
+        alone = [result["accuracy"].get(name) for result in results]
+        with_others = [result["accuracy"].get(name + WITH_VALIDATION) for result in results]
+        count = "" if None in alone else f"{_mean(alone, 'num_examples'):.0f}"
+        accuracy.add_row(name, count, _accuracy(alone), _accuracy(with_others))
     console.print(accuracy)
+
+
+def _accuracy(rows: Sequence[Any]) -> str:
+    """Returns the mean, and the range where there are several."""
+    if None in rows:
+        return ""
+    values = [row["test_accuracy"] for row in rows]
+    shown = f"{np.mean(values):.2%}"
+    return shown if len(rows) == 1 else f"{shown} ({min(values):.1%} to {max(values):.1%})"
 
 
 def _table(*columns: str) -> Table:
