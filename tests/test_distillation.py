@@ -82,7 +82,7 @@ def test_ten_learned_images_are_better_to_train_on_than_ten_real_ones():
         optimizer=optax.adam(0.03),
         num_meta_steps=25,
         key=jax.random.key(0),
-        adjoint=hg.Reversible(smallest_decay=0.8),
+        adjoint=hg.Direct(),  # equal, as above, and sooner compiled
         metrics=classification_metrics(MODEL),
         progress=False,
         **RUN,

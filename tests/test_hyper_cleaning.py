@@ -221,6 +221,7 @@ class TestProjection:
         assert path[-1].std() > 0.05
 
 
+@pytest.mark.slow
 def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
     config = config_of("--hidden", "4", "--num-steps", "3", "--num-train", "40")
     data, weights = hyper_cleaning.load_data(config, 1), hyper_cleaning.first_weights(config)
