@@ -45,7 +45,7 @@ def print_tables(console: Console, results: Sequence[dict[str, Any]]) -> None:
     console.print(costs)
 
     console.print(f"\nTest accuracy after training on some of the examples ({seeds})")
-    accuracy = _table("", "examples", "alone", "with validation examples")
+    accuracy = _table("", "examples", "alone", "with validation")
     for name in (NOTHING, *(x for x in first["accuracy"] if not x.endswith(WITH_VALIDATION))):
         alone = [result["accuracy"].get(name) for result in results]
         with_others = [result["accuracy"].get(name + WITH_VALIDATION) for result in results]
@@ -59,8 +59,9 @@ def _accuracy(rows: Sequence[Any]) -> str:
     if None in rows:
         return ""
     values = [row["test_accuracy"] for row in rows]
-    shown = f"{np.mean(values):.2%}"
-    return shown if len(rows) == 1 else f"{shown} ({min(values):.1%} to {max(values):.1%})"
+    if len(rows) == 1:
+        return f"{values[0]:.2%}"
+    return f"{np.mean(values):.1%} ({100 * min(values):.1f}-{100 * max(values):.1f})"
 
 
 def _table(*columns: str) -> Table:

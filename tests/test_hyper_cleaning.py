@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
 import hgrad_jax as hg
 from experiments import hyper_cleaning
+from experiments import hyper_cleaning_report as report
 from experiments.common import environment, parse
 from experiments.hyper_cleaning import EXACT, Config, onto_box_and_ball
 from hgrad_jax.data import load, shared_examples
@@ -101,6 +104,17 @@ class TestResult:
         shown = capsys.readouterr().out
         assert "those not found" in shown
         assert "of 100 wrong labels (seed 0)" in shown
+
+    def test_the_tables_fit_a_terminal_and_have_means_and_ranges(self, done):
+        other = json.loads(json.dumps(done[0], default=float))
+        accuracy = done[0]["accuracy"]["all, as given"]["test_accuracy"]
+        other["accuracy"]["all, as given"]["test_accuracy"] = accuracy + 0.1
+        text = io.StringIO()
+        report.print_tables(Console(file=text, width=80), [done[0], other])
+        low, mean, high = (100 * (accuracy + x) for x in (0, 0.05, 0.1))
+        assert f"{mean:.1f}% ({low:.1f}-{high:.1f})" in text.getvalue()
+        assert "means of 2 seeds" in text.getvalue()
+        assert "…" not in text.getvalue()
 
     def test_another_configuration_has_another_folder(self, done):
         out = str(done[1])
