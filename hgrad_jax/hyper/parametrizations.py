@@ -66,7 +66,8 @@ def _made(
 
     return Parametrization(
         lambda u: jax.tree.map(lambda v: to_value(jnp.asarray(v)), u),
-        lambda x: jax.tree_util.tree_map_with_path(checked, x, is_leaf=lambda leaf: leaf is None),
+        # None in a tree is a place without a leaf; alone it is a value that somebody forgot.
+        lambda x: jax.tree_util.tree_map_with_path(checked, x, is_leaf=lambda _: x is None),
     )
 
 
