@@ -50,6 +50,8 @@ from hgrad_jax.elementary.kick_drift import KickDrift as KickDrift
 from hgrad_jax.elementary.kick_drift import KickDriftState as KickDriftState
 from hgrad_jax.elementary.kick_drift import Slot as Slot
 from hgrad_jax.elementary.kick_drift import kick_drift as kick_drift
+from hgrad_jax.elementary.modifiers import RandomModifier as RandomModifier
+from hgrad_jax.elementary.modifiers import add_noise as add_noise
 from hgrad_jax.elementary.modifiers import add_weight_decay as add_weight_decay
 from hgrad_jax.elementary.modifiers import clip_by_norm as clip_by_norm
 from hgrad_jax.elementary.modifiers import clip_by_value as clip_by_value
@@ -87,6 +89,7 @@ from hgrad_jax.tuning.history import TuningHistory as TuningHistory
 from hgrad_jax.tuning.meta_step import MetaStep as MetaStep
 from hgrad_jax.tuning.meta_step import meta_step as meta_step
 from hgrad_jax.tuning.optimizers import nonnegative_adam as nonnegative_adam
+from hgrad_jax.tuning.optimizers import projected as projected
 from hgrad_jax.tuning.optimizers import sign_descent as sign_descent
 from hgrad_jax.tuning.policies import Skip as Skip
 from hgrad_jax.tuning.policies import Stop as Stop

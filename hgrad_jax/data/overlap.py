@@ -1,7 +1,7 @@
 """Examples that two parts of the data have in common."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -17,8 +17,11 @@ def shared_examples(data: Any, other: Any) -> np.ndarray:
 
     Args:
       data: pytree of arrays [N, *shape].
-      other: pytree of arrays [M, *shape]. Where structure, shapes of examples or dtypes differ, or
-        there is no common leading axis, no example is the same as another.
+      other: pytree of arrays [M, *shape]. Containers do not matter, and one of the two may have
+        more arrays, such as the examples' places: compared are those of the same dtypes and shapes
+        of examples, in order, if that is all of one's arrays, and two or more where the other has
+        more. Where it is not, or there is no common leading axis, no example is the same as
+        another.
 
     Returns:
       int [K, 2]: for each such example of `other`, in order, the first place in `data` and its own.
@@ -26,12 +29,14 @@ def shared_examples(data: Any, other: Any) -> np.ndarray:
     >>> x = np.arange(6)
     >>> shared_examples((x[:4], x[:4]), (x[2:], x[2:])).tolist()
     [[2, 0], [3, 1]]
+    >>> shared_examples((x[:4], x[:4], x[:4] + 7), {"inputs": x[2:], "labels": x[2:]}).tolist()
+    [[2, 0], [3, 1]]
     """
     ours, theirs = _arrays(data), _arrays(other)
-    is_alike = jax.tree.structure(data) == jax.tree.structure(other) and [
-        (x.dtype, x.shape[1:]) for x in ours
-    ] == [(x.dtype, x.shape[1:]) for x in theirs]
-    if not is_alike or not _has_examples(ours) or not _has_examples(theirs):
+    if not _has_examples(ours) or not _has_examples(theirs):
+        return np.zeros((0, 2), int)
+    ours, theirs = _among(ours, theirs), _among(theirs, ours)
+    if not ours or len(ours) != len(theirs):
         return np.zeros((0, 2), int)
     places: dict[bytes, int] = {}
     for i, found in enumerate(_digests(ours)):
@@ -74,6 +79,30 @@ def _arrays(data: Any) -> list[np.ndarray]:
 def _has_examples(arrays: list[np.ndarray]) -> bool:
     lengths = {x.shape[:1] for x in arrays}
     return len(lengths) == 1 and () not in lengths
+
+
+def _among(arrays: list[np.ndarray], others: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the arrays themselves, or of more than others those of the others' kinds, in order.
+
+    Returns:
+      As many as there are others where that is possible. Nothing where a single array, which may
+      be labels alone, would have to stand for an example.
+    """
+    if len(arrays) == len(others):
+        is_alike = all(_kind(x) == _kind(y) for x, y in zip(arrays, others, strict=True))
+        return arrays if is_alike else []
+    if min(len(arrays), len(others)) < 2 or len(arrays) < len(others):
+        return arrays
+    rest = iter(arrays)
+    return [x for y in others for x in _next_of_kind(rest, _kind(y))]
+
+
+def _next_of_kind(arrays: Iterator[np.ndarray], kind: Any) -> list[np.ndarray]:
+    return next(([x] for x in arrays if _kind(x) == kind), [])
+
+
+def _kind(array: np.ndarray) -> Any:
+    return array.dtype, array.shape[1:]
 
 
 def _digests(arrays: list[np.ndarray]) -> list[bytes]:

@@ -24,7 +24,7 @@ def field(name: str) -> Callable[[Hparams], Any]:
         has = f"it has {sorted(hparams)}" if isinstance(hparams, Mapping) else "it is no dict"
         raise ValueError(
             f"hparams has no {name!r} ({has}); put it in, or pass {name}= to the rule (to a "
-            "modifier, bound= or strength=): a number, or a function of hparams."
+            "modifier, bound=, strength= or scale=): a number, or a function of hparams."
         )
 
     return read_field

@@ -21,7 +21,8 @@ class Parametrization(NamedTuple):
     Attributes:
       to_value: `to_value(u) -> x`, increasing or decreasing, differentiable; pytrees of floats.
       from_value: `from_value(x) -> u`, its inverse. It raises ValueError for numbers outside of the
-        interval; traced ones outside of it become NaN.
+        interval, or rounded to its ends, and TypeError for what is no number; traced numbers
+        outside of it become NaN.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -42,22 +43,42 @@ def _made(
     high: float,
 ) -> Parametrization:
     def checked(path: Any, x: Any) -> Array:
+        where = jax.tree_util.keystr(path) or "the value"
+        if not _is_real(x):
+            raise TypeError(f"{where} is {x!r}, no real number, of which {name} could be taken.")
+        dtype = jnp.result_type(float, x)
         if not isinstance(x, Tracer):
-            numbers = np.asarray(x)
-            outside = numbers[~((numbers > low) & (numbers < high))]
-            if outside.size:
-                where = jax.tree_util.keystr(path) or "the value"
+            given = np.asarray(x)
+            with np.errstate(over="ignore", under="ignore"):
+                numbers = given.astype(dtype)
+            is_outside = ~((numbers > low) & (numbers < high))
+            if is_outside.any():
+                first, rounded = given[is_outside].flat[0], numbers[is_outside].flat[0]
+                inside = low < first < high
+                as_what = f", which is {rounded} in {dtype}" if inside else ""
                 raise ValueError(
-                    f"{where} is {outside.flat[0]!r}, but {name} has values in ({low}, {high}) "
+                    f"{where} is {first!r}{as_what}, but {name} has values in ({low}, {high}) "
                     "only; pass a number inside, or another parametrization."
                 )
-        array = jnp.asarray(x, jnp.result_type(float, x))
+            x = numbers
+        array = jnp.asarray(x, dtype)
         return jnp.where((array > low) & (array < high), from_value(array), jnp.nan)
 
     return Parametrization(
         lambda u: jax.tree.map(lambda v: to_value(jnp.asarray(v)), u),
-        lambda x: jax.tree_util.tree_map_with_path(checked, x),
+        # None in a tree is a place without a leaf; alone it is a value that somebody forgot.
+        lambda x: jax.tree_util.tree_map_with_path(checked, x, is_leaf=lambda _: x is None),
     )
+
+
+def _is_real(x: Any) -> bool:
+    if x is None or isinstance(x, str | bytes):  # which numpy takes for dtypes
+        return False
+    try:
+        dtype = jnp.result_type(x)
+    except TypeError:
+        return False
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 log = _made("log", jnp.exp, jnp.log, 0.0, np.inf)

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.types import Array, Params
 
 ShapeMap = Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -50,6 +52,8 @@ def one_for_all() -> Sharing:
     """Returns the map from one scalar to every number of every tensor."""
 
     def init(params: Params, value: Any) -> Array:
+        _require_floating(params)
+        _require_number(value)
         return jnp.full((), value, jnp.result_type(float, *jax.tree.leaves(params)))
 
     def expand(small: Array, params: Params) -> Params:
@@ -115,8 +119,12 @@ def by_shape(shape_map: ShapeMap) -> Sharing:
       shape_map: `shape_map(shape) -> shape`, the second one broadcasting to the first.
 
     Returns:
-      A Sharing. Its functions raise ValueError where a shape does not broadcast, and where the
-      small tree is not like what `init` makes.
+      A Sharing. Its functions raise ValueError where a shape does not broadcast, where the small
+      tree is not like what `init` makes, and where `init` is given other than one number; and
+      TypeError where params are no floats.
+
+    Raises:
+      TypeError: `shape_map` is no function of a shape.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -124,23 +132,24 @@ def by_shape(shape_map: ShapeMap) -> Sharing:
       >>> halves.init({"w": jnp.ones((2, 3))}, 0.0)["w"].shape
       (2, 1)
     """
+    require_function(shape_map, "shape_map(shape)", "a function that returns a shape")
 
     def shapes(params: Params) -> Any:
+        _require_floating(params)
+
         def at(path: Any, x: Any) -> jax.ShapeDtypeStruct:
-            full = jnp.shape(x)
-            small = tuple(shape_map(full))
-            if len(small) > len(full) or any(
-                a not in (1, b) for a, b in zip(small[::-1], full[::-1], strict=False)
-            ):
+            full, small = jnp.shape(x), shape_map(jnp.shape(x))
+            if not _is_shape(small) or not _broadcasts(small, full):
                 raise ValueError(
-                    f"shape_map makes {small} of params{jax.tree_util.keystr(path)}, whose shape "
-                    f"is {full}; it must return a shape that broadcasts to that."
+                    f"shape_map makes {small!r} of params{jax.tree_util.keystr(path)}, whose shape "
+                    f"is {full}; it must return a shape that broadcasts to that, a tuple of ints."
                 )
-            return jax.ShapeDtypeStruct(small, jnp.result_type(x))
+            return jax.ShapeDtypeStruct(tuple(small), jnp.result_type(x))
 
         return jax.tree_util.tree_map_with_path(at, params)
 
     def init(params: Params, value: Any) -> Any:
+        _require_number(value)
         return jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes(params))
 
     def expand(small: Any, params: Params) -> Params:
@@ -173,12 +182,18 @@ def over_windows(values: Any, num_steps: int) -> Any:
 
     Raises:
       ValueError: an array is a scalar, empty, or has more rows than there are steps.
+      TypeError: `num_steps` is not a Python int, or is traced.
 
     Example:
       >>> import jax, jax.numpy as jnp, hgrad_jax as hg
       >>> hg.hyper.over_windows(jnp.array([0.5, 0.25]), 5)
       Array([0.5 , 0.5 , 0.5 , 0.25, 0.25], dtype=float32)
     """
+    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool):
+        raise TypeError(
+            f"num_steps is {num_steps!r}; it must be an int, the number of rows of the schedule: "
+            "make it a static argument under jit."
+        )
 
     def expand(path: Any, x: Any) -> Array:
         shape = jnp.shape(x)
@@ -190,3 +205,33 @@ def over_windows(values: Any, num_steps: int) -> Any:
         return jnp.asarray(x)[jnp.arange(num_steps) * shape[0] // num_steps]
 
     return jax.tree_util.tree_map_with_path(expand, values)
+
+
+def _is_shape(shape: Any) -> bool:
+    is_sequence = isinstance(shape, tuple | list)
+    return is_sequence and all(isinstance(length, int | np.integer) for length in shape)
+
+
+def _broadcasts(small: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    pairs = zip(small[::-1], full[::-1], strict=False)
+    return len(small) <= len(full) and all(a in (1, b) for a, b in pairs)
+
+
+def _require_floating(params: Params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} has dtype {dtype}, of which no hyperparameter "
+                "can be tuned; convert it to float32."
+            )
+
+
+def _require_number(value: Any) -> None:
+    shape = getattr(value, "shape", ())  # of a traced number too
+    if shape != () or (not hasattr(value, "shape") and not is_number(value)):
+        shown = f"an array of shape {shape}" if shape else repr(value)
+        raise ValueError(
+            f"value is {shown}, but init fills the small tree with one number; pass one, and "
+            "change the tree it returns."
+        )

@@ -50,6 +50,23 @@ def require_positive(**counts: Any) -> None:
             raise ValueError(f"{name} is {count!r}; it must be a positive int.")
 
 
+def require_finite_start(tree: Any, name: str) -> None:
+    """Raises if a tuning would start from numbers that are infinite or NaN.
+
+    Raises:
+      ValueError: it would.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        numbers = np.asarray(leaf)
+        is_wrong = ~np.isfinite(numbers.astype(np.float64))
+        if is_wrong.any():
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has {is_wrong.sum()} numbers that are "
+                f"infinite or NaN, the first is {numbers[is_wrong].flat[0]}; a tuning starts from "
+                "finite ones."
+            )
+
+
 def require_data(train: Data, valid: Data, test: Data, metrics: Any, fresh_splits: bool) -> None:
     """Raises if the parts of the data are not finite, overlap, or are of no use.
 

@@ -1,6 +1,14 @@
 """Ready-made optimizers of hyperparameters, as optax transformations. Any other one serves too."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+
+from hgrad_jax.functions import require_function
+from hgrad_jax.types import Hparams
 
 
 def sign_descent(
@@ -59,3 +67,65 @@ def nonnegative_adam(
     return optax.chain(
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), optax.keep_params_nonnegative()
     )
+
+
+def projected(
+    optimizer: optax.GradientTransformation, projection: Callable[[Hparams], Hparams]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer whose steps end at the projection of where they would go.
+
+    h' = P(h + u), with the optimizer's update u: projected gradient descent (Goldstein 1964;
+    Levitin and Polyak 1966), for hyperparameters that are constrained together, or that are to
+    reach their bounds, as weights of examples in [0, 1]: those behind a map of `hg.hyper` never do.
+    The last addition rounds: h' may be one unit of the last place outside.
+
+    Args:
+      optimizer: any optax transformation, whose state is kept as it is.
+      projection: `projection(hparams) -> hparams`, of the whole tree: one of `optax.projections`,
+        or any function. The hyperparameters a tuning starts from are not projected.
+
+    Raises:
+      TypeError: the optimizer is no optax transformation, or the projection is no function.
+      ValueError: in `update`, there are no hyperparameters, or the projection changes structure,
+        shapes or dtypes.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, hgrad_jax as hg
+      >>> optimizer = hg.projected(optax.sgd(0.5), optax.projections.projection_hypercube)
+      >>> hparams = jnp.array([0.25, 0.75, 0.5])
+      >>> gradient = jnp.array([1.0, -1.0, 0.5])
+      >>> update, _ = optimizer.update(gradient, optimizer.init(hparams), hparams)
+      >>> optax.apply_updates(hparams, update)
+      Array([0.  , 1.  , 0.25], dtype=float32)
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
+            "optax.adam(0.1)."
+        )
+    require_function(
+        projection, "projection(hparams)", "one such as optax.projections.projection_hypercube"
+    )
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(
+                "params is None, but projected needs the hyperparameters to step from; call "
+                "optimizer.update(gradient, state, hparams)."
+            )
+        updates, state = inner.update(updates, state, params, **extra)
+        free = optax.apply_updates(params, updates)
+        ends = projection(free)
+        if _kinds(ends) != _kinds(free):
+            raise ValueError(
+                f"projection returned {_kinds(ends)} for hyperparameters {_kinds(free)}; it must "
+                "keep structure, shapes and dtypes."
+            )
+        return jax.tree.map(jnp.subtract, ends, params), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _kinds(tree: Any) -> Any:
+    return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)

@@ -152,9 +152,11 @@ def tune(
     hparams = _strong(validate.floating(hparams, "hparams"))
     if not jax.tree.leaves(hparams):
         raise ValueError("hparams is an empty tree; there is nothing to tune.")
+    checks.require_finite_start(hparams, "hparams")
     lengths = checks.lengths(num_steps, num_meta_steps, hparams, hparams_axes, run_hparams)
     opt_state = _strong(optimizer.init(hparams))
     params = None if callable(init_params) else validate.floating(init_params, "params")
+    checks.require_finite_start(params, "params")
 
     def parts(k: int) -> tuple[Data, Data]:
         if not fresh_splits:
