@@ -24,7 +24,7 @@ from experiments import rescaled_mlp
 from experiments.common import environment
 from experiments.drmad_study_config import Config
 from experiments.rescaled_mlp import Images
-from hgrad_jax.data import minibatches
+from hgrad_jax.data import Dataset, minibatches
 from hgrad_jax.diagnostics.comparison import cosine
 from hgrad_jax.models import MLP, classification_metrics
 from hgrad_jax.models.initializers import scaled_normal
@@ -62,11 +62,18 @@ class Start(NamedTuple):
     scales: Any
 
 
-class Program(NamedTuple):
-    """A compiled hypergradient: `run(params, scales, images) -> outputs`, and its temporaries."""
+class Programs(NamedTuple):
+    """What is compiled once for all seeds and meta-steps of one length of training.
 
-    run: Callable[..., Any]
-    temp_bytes: int | None
+    Attributes:
+      hypergradients: `run(params, scales, train, valid) -> outputs`, by the adjoint's name.
+      temp_bytes: their temporaries; None where the backend does not tell.
+      metrics: `metrics(trained params, scales, images) -> {name: scalar}`.
+    """
+
+    hypergradients: dict[str, Callable[..., Any]]
+    temp_bytes: dict[str, int | None]
+    metrics: Callable[..., Any]
 
 
 def problem(config: Config) -> Problem:
@@ -104,20 +111,22 @@ def adjoints(config: Config) -> dict[str, hg.Adjoint]:
     }
 
 
-def programs(config: Config, num_steps: int, first: Start) -> dict[str, Program]:
-    """Compiles a hypergradient by each adjoint; one serves all seeds."""
-    found = {}
+def programs(config: Config, num_steps: int, first: Start) -> Programs:
+    """Compiles a hypergradient by each adjoint."""
+    what, args = problem(config), (first.params, first.scales, *first.images[:2])
+    compiled, temp_bytes = {}, {}
     for name, adjoint in adjoints(config).items():
-        one = functools.partial(_hypergradient, problem(config), num_steps, adjoint)
-        compiled = jax.jit(one).lower(first.params, first.scales, first.images).compile()
-        memory = compiled.memory_analysis()
-        found[name] = Program(compiled, None if memory is None else memory.temp_size_in_bytes)
-    return found
+        one = functools.partial(_hypergradient, what, num_steps, adjoint)
+        compiled[name] = jax.jit(one).lower(*args).compile()
+        memory = compiled[name].memory_analysis()
+        temp_bytes[name] = None if memory is None else memory.temp_size_in_bytes
+    # The test part is an argument of this one alone.
+    return Programs(compiled, temp_bytes, jax.jit(functools.partial(_metrics, what.model)))
 
 
 def meta_step(
     config: Config,
-    compiled: Mapping[str, Program],
+    compiled: Programs,
     given: Start,
     follow: str,
 ) -> tuple[dict[str, Any], Any]:
@@ -127,9 +136,10 @@ def meta_step(
       HypergradientError: the exact hypergradient or the one that is followed is not to be had.
     """
     found, seconds = {}, {}
-    for name, program in compiled.items():
+    for name, run in compiled.hypergradients.items():
         begun = time.perf_counter()
-        found[name] = jax.block_until_ready(program.run(given.params, given.scales, given.images))
+        args = (given.params, given.scales, *given.images[:2])
+        found[name] = jax.block_until_ready(run(*args))
         seconds[name] = time.perf_counter() - begun
     exact = found["exact"]
     for name in {"exact", follow}:
@@ -141,7 +151,7 @@ def meta_step(
     update, _ = optimizer.update(found[follow]["hypergradient"], optimizer.init(given.scales))
     record = {
         "value": exact["value"],
-        **exact["metrics"],
+        **compiled.metrics(exact["params"], given.scales, given.images),
         "norm": {name: np.linalg.norm(each) for name, each in flat.items()},
         "cosine": {name: cosine(flat[name], flat["exact"]) for name in others},
         "sign_cosine": {name: cosine(signs[name], signs["exact"]) for name in others},
@@ -149,7 +159,7 @@ def meta_step(
         "is_restored": exact["info"].is_restored,
         "bits_per_step": exact["info"].run.bits_per_step["velocity"],
         "seconds": seconds,
-        "temp_bytes": {name: program.temp_bytes for name, program in compiled.items()},
+        "temp_bytes": compiled.temp_bytes,
     }
     return record, optax.apply_updates(given.scales, update)
 
@@ -248,7 +258,13 @@ def flattened(tree: Any) -> np.ndarray:
 
 
 def _hypergradient(
-    what: Problem, num_steps: int, adjoint: hg.Adjoint, params: Any, scales: Any, images: Images
+    what: Problem,
+    num_steps: int,
+    adjoint: hg.Adjoint,
+    params: Any,
+    scales: Any,
+    train: Dataset,
+    valid: Dataset,
 ) -> dict[str, Any]:
     """Returns one hypergradient and what is recorded with it; pure."""
     found = hg.value_and_hypergradient(
@@ -256,8 +272,8 @@ def _hypergradient(
         what.rule,
         params,
         scales,
-        images.train,
-        images.valid,
+        train,
+        valid,
         num_steps=num_steps,
         batch_fn=what.batch_fn,
         adjoint=adjoint,
@@ -267,17 +283,21 @@ def _hypergradient(
         leaves, treedef = jax.tree.flatten(scales)
         are_schedules = (False,) * len(leaves)
         path = Trajectory(what.rule, num_steps, what.batch_fn, are_schedules, treedef, None)
-        run = inputs(path, scales, images.train, None)
+        run = inputs(path, scales, train, None)
         ends = (first_state(path, params, run), found.unrolled.state)
         return outputs | {"reverse_steps": adjoint.num_visited(path, *ends, run)}
-    weights = hg.hyper.weights_of(found.unrolled.params, scales)
-    judge = classification_metrics(what.model)
+    return outputs | {"params": found.unrolled.params}
+
+
+def _metrics(model: MLP, params: Any, scales: Any, images: Images) -> dict[str, jax.Array]:
+    """Returns losses and error rates after a training; pure."""
+    weights, judge = hg.hyper.weights_of(params, scales), classification_metrics(model)
     metrics = {}
     for name, part in images._asdict().items():
         measured = judge(weights, part)
         metrics[f"{name}_loss"] = measured["loss"]
         metrics[f"{name}_error"] = 1 - measured["accuracy"]
-    return outputs | {"metrics": metrics}
+    return metrics
 
 
 def _shown(value: float | None) -> str:

@@ -18,6 +18,7 @@ from hgrad_jax.models.initializers import Initializer, lecun_normal, zeros
 
 SIZES = {"digits": (1000, 250), "mnist": (15_000, 5_000)}
 NUM_TEST = 5000
+LECUN_NORMAL = lecun_normal()
 
 
 class Images(NamedTuple):
@@ -46,11 +47,9 @@ def load_images(data: str, data_dir: str | None, seed: int) -> Images:
     return jax.tree.map(jnp.asarray, Images(train, valid, test))
 
 
-def make_model(kernel_init: Initializer = lecun_normal(), bias_init: Initializer = zeros) -> MLP:
+def make_model(kernel_init: Initializer = LECUN_NORMAL, bias_init: Initializer = zeros) -> MLP:
     """Returns the network, a value without parameters."""
-    return MLP(
-        (50, 50, 50, 10), activation=nn.tanh, kernel_init=kernel_init, bias_init=bias_init
-    )
+    return MLP((50, 50, 50, 10), activation=nn.tanh, kernel_init=kernel_init, bias_init=bias_init)
 
 
 def initial_params(model: MLP, images: Images, seed: int) -> dict[str, Any]:
