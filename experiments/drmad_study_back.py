@@ -8,13 +8,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import hgrad_jax as hg
 from experiments import drmad_study_tuning as tuning
 from experiments.drmad_study_config import Config
-from hgrad_jax.diagnostics.comparison import cosine
 from hgrad_jax.diagnostics.cotangents import CotangentNorms
 from hgrad_jax.diagnostics.reversal import ReversalErrors
 
@@ -44,14 +42,11 @@ def measure(config: Config, num_steps: int) -> None:
     run = {"num_steps": num_steps, "batch_fn": what.batch_fn}
     exactly = hg.Reversible(smallest_decay=config.momentum)
     args = (given.params, scales, given.images.train)
-    judged = (what.objective, what.rule, *args, given.images.valid)
-    norms = hg.cotangent_norms(*judged, **run, adjoint=exactly)
+    norms = hg.cotangent_norms(
+        what.objective, what.rule, *args, given.images.valid, **run, adjoint=exactly
+    )
     every = max(1, num_steps // NUM_STATES)
     undone = hg.reversal_errors(what.rule, *args, **run, every=every, adjoint=exactly)
-    hypergradients = [
-        tuning.flattened(_hypergradient(judged, run, adjoint))
-        for adjoint in (exactly, hg.DrMAD2(undone_steps=num_steps))
-    ]
     at = _thinned(num_steps)
     book.add(
         {
@@ -62,8 +57,6 @@ def measure(config: Config, num_steps: int) -> None:
                 for name in ("exact_mismatches", "parting_step", "tolerance", "budget")
             },
             "num_undone": undone.num_undone,
-            "norm": {"exact": norm(hypergradients[0]), "floating": norm(hypergradients[1])},
-            "cosine": cosine(*hypergradients),
         }
     )
 
@@ -101,11 +94,6 @@ def errors_of(record: dict[str, Any]) -> ReversalErrors:
     return ReversalErrors(steps, curves, *(record[name] for name in rest))
 
 
-def norm(values: np.ndarray) -> float:
-    """Returns the Euclidean norm."""
-    return float(np.linalg.norm(values))
-
-
 def _meta_step(config: Config, num_steps: int) -> int:
     tuned = tuning.journal(config, num_steps, "DrMAD", config.seeds[0])
     return min(META_STEP, len(tuned.records))
@@ -117,13 +105,6 @@ def _journal(config: Config, num_steps: int) -> tuning.Journal:
     k = _meta_step(config, num_steps)
     name = f"{config.data}_{config.sharing}_{num_steps}_{config.seeds[0]}_at_{k}.jsonl"
     return tuning.Journal(Path(config.out) / "back" / name, settings | {"meta_step": k})
-
-
-def _hypergradient(judged: tuple, run: dict[str, Any], adjoint: hg.Adjoint) -> Any:
-    def one(*arrays):
-        return hg.value_and_hypergradient(*judged[:2], *arrays, **run, adjoint=adjoint).hparams
-
-    return jax.jit(one)(*judged[2:])
 
 
 @functools.cache

@@ -32,6 +32,7 @@ class Config:
     displacement_factor: float = option(10.0, "DrMAD takes so many times fewer steps back")
     path_data: str = option("digits", "images of the paths", ("digits", "cifar10_subset"))
     path_steps: int = option(300, "training steps of the paths")
+    path_batch_size: int = option(20, "its examples a step, at most 1,000")
     path_learning_rate: float = option(0.005, "of the conv net, positive")
     path_l2: float = option(0.02, "its L2 coefficient, positive")
     out: str = option("results/drmad_study", "folder for records and figures")
@@ -41,7 +42,8 @@ class Config:
             for value in getattr(self, name):
                 if value < least:
                     raise ValueError(f"{name} has {value}; it must be at least {least}.")
-        for name, least in (("num_meta_steps", 1), ("path_steps", 20), ("batch_size", 1)):
+        leasts = {"num_meta_steps": 1, "path_steps": 20, "batch_size": 1, "path_batch_size": 1}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         for name in (
@@ -55,6 +57,11 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         if not 2**-7 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be in [2**-7, 1).")
+        if self.path_batch_size > 1000:
+            raise ValueError(
+                f"path_batch_size is {self.path_batch_size}; the digits' paths have "
+                "1,078 images: take at most 1,000."
+            )
         num_train = rescaled_mlp.SIZES[self.data][0]
         if self.batch_size > num_train:
             raise ValueError(

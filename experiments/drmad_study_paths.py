@@ -26,8 +26,8 @@ META_STEP_SIZE = 1 / 3  # of log10 L2, as in the original's experiments on GPU
 NUM_POINTS = 500
 SECOND_RUNS = ("the same dropout", "another dropout", "another dropout, no meta-step")
 SETTINGS = (
-    *("path_data", "path_steps", "path_learning_rate", "path_l2", "momentum"),
-    "batch_size",
+    *("path_data", "path_steps", "path_batch_size", "path_learning_rate", "path_l2"),
+    "momentum",
 )
 
 
@@ -40,7 +40,7 @@ class ConvNet(nn.Module):
       dropout_rate: probability of zeroing a unit before each dense layer.
     """
 
-    channels: tuple[int, int] = (16, 16)
+    channels: tuple[int, int] = (8, 16)
     hidden: int = 64
     dropout_rate: float = 0.5
 
@@ -103,7 +103,7 @@ def measure(config: Config) -> None:
     params = init(jax.random.key(0))
     first = jax.tree.map(lambda x: jnp.full(x.shape, np.log10(config.path_l2)), params)
     keys = jax.random.split(jax.random.key(1))
-    run = {"num_steps": config.path_steps, "batch_fn": minibatches(config.batch_size)}
+    run = {"num_steps": config.path_steps, "batch_fn": minibatches(config.path_batch_size)}
 
     @jax.jit
     def tuned(params, log10_l2, train, valid, key):

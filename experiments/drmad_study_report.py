@@ -97,7 +97,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def back_table(rows: Mapping[int, Mapping[str, Any]]) -> str:
     """Returns what was found on the way back, a line for each length."""
-    shown = [("steps", "meta-step", "undone", "predicted", "not restored", "cosine", "first tenth")]
+    shown = [("steps", "meta-step", "undone", "predicted", "not restored", "first tenth")]
     for num_steps, row in rows.items():
         shown.append(
             (
@@ -106,14 +106,12 @@ def back_table(rows: Mapping[int, Mapping[str, Any]]) -> str:
                 str(row["num_undone"]),
                 str(row["budget"]),
                 str(row["exact_mismatches"]),
-                "none" if row["cosine"] is None else f"{row['cosine']:.4f}",
                 f"{row['first_share']:.0%}",
             )
         )
     lines = [
         "The way back: steps that floating point undoes to 1/8, numbers that exact arithmetic did",
-        "not restore, cosine of a hypergradient along all steps undone in floating point, and what",
-        "the first tenth of the training adds to the norm of the exact one",
+        "not restore, and what the first tenth of the training adds to the hypergradient's norm",
     ]
     return "\n".join([*lines, *aligned(shown)])
 
