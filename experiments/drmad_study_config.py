@@ -14,13 +14,13 @@ FOLLOWED = ("DrMAD", "exact")
 class Config:
     """The settings of St. Jules (2017, section 3.1), but for the lengths and the data."""
 
-    parts: tuple[str, ...] = option(PARTS, "which parts: meta-steps, the way back, paths", PARTS)
+    parts: tuple[str, ...] = option(PARTS, "which parts: tuning, back, paths")
     data: str = option("digits", "images of the meta-steps", tuple(rescaled_mlp.SIZES))
     data_dir: str | None = option(None, "folder with the data sets' original files")
     num_steps: tuple[int, ...] = option((200,), "lengths of training, each studied")
     num_meta_steps: int = option(5, "changes of the hyperparameters")
     seeds: tuple[int, ...] = option((0, 1, 2), "of split and initial weights, each studied")
-    follow: tuple[str, ...] = option(FOLLOWED, "whose signs the meta-steps follow", FOLLOWED)
+    follow: tuple[str, ...] = option(FOLLOWED, "whose signs the meta-steps follow")
     sharing: str = option("unit", "a scale s for each output unit, or weight", ("unit", "weight"))
     log_scale: float = option(0.2, "s at the start")
     log_penalty: float = option(-4.0, "logarithm of the L2 coefficient")
@@ -67,6 +67,10 @@ class Config:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but there are {num_train} training images."
             )
+        for name, allowed in (("parts", PARTS), ("follow", FOLLOWED)):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise ValueError(f"{name} has {value!r}; choose from {', '.join(allowed)}.")
         for name in ("num_steps", "seeds", "follow"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

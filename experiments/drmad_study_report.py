@@ -72,13 +72,13 @@ def summary(found: Tunings) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the summary as text: means over meta-steps, and mean +- spread over seeds."""
-    shown = [("steps, following", "seeds", "DrMAD", "of signs", "DrMAD2", "of signs", "steps back")]
+    shown = [["steps, following", "seeds", "DrMAD", "of signs", "DrMAD2", "of signs", "steps back"]]
     for row in rows:
         cells = [_spread(row[measure][name]) for name in APPROXIMATE for measure in _COSINES]
         visited = "{}-{}".format(*row["reverse_steps"])
-        shown.append((_name(row), str(row["num_seeds"]), *cells, visited))
+        shown.append([_name(row), str(row["num_seeds"]), *cells, visited])
     lines = ["Cosines with the exact hypergradient, mean over meta-steps", *aligned(shown)]
-    gains = [("steps, following", "validation loss", "", "test error", "", "restored")]
+    gains = [["steps, following", "validation loss", "", "test error", "", "restored"]]
     costs = [("seconds and temporaries", *COLORS)]
     for row in rows:
         ends = [
@@ -86,7 +86,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             for name, form in (("value", "{:.4f}"), ("test_error", "{:.2%}"))
             for when in ("before", "after")
         ]
-        gains.append((_name(row), *ends, "yes" if row["is_restored"] else "no"))
+        gains.append([_name(row), *ends, "yes" if row["is_restored"] else "no"])
         prices = [
             f"{row['seconds'][name]:.3g} s, {_bytes(row['temp_bytes'][name])}" for name in COLORS
         ]

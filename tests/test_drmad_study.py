@@ -198,7 +198,8 @@ class TestPaths:
             {"params": params}, x, train=True, rngs={"dropout": jax.random.key(1)}
         )
         np.testing.assert_array_equal(dropped, 0)
-        assert np.abs(model.apply({"params": params}, x, train=False)).max() > 0
+        kept = jnp.asarray(model.apply({"params": params}, x, train=False))
+        assert jnp.abs(kept).max() > 0
 
 
 class TestProgram:
@@ -241,7 +242,9 @@ class TestProgram:
             ("--num-meta-steps 0", "num_meta_steps is 0; it must be at least 1"),
             ("--batch-size 1001", "batch_size is 1001, but there are 1000 training images"),
             ("--learning-rate -1", "learning_rate is -1.0; it must be positive"),
-            ("--parts tunes", "invalid choice: 'tunes'"),
+            ("--parts tunes", "parts has 'tunes'; choose from tuning, back, paths"),
+            ("--follow none", "follow has 'none'; choose from DrMAD, exact"),
+            ("--path-batch-size 2000", "path_batch_size is 2000"),
         ],
     )
     def test_wrong_options(self, words, message, capsys):
