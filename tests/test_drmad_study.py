@@ -30,12 +30,18 @@ def compiled():
 
 @pytest.fixture(scope="module")
 def done(compiled, tmp_path_factory):
-    """The result, its settings, and what was printed."""
-    out = tmp_path_factory.mktemp("drmad")
-    words = [*TINY, "--out", str(out)]
+    """The result of the meta-steps and of the way back, and its settings."""
+    words = [*TINY, "--parts", "tuning", "back", "--out", str(tmp_path_factory.mktemp("drmad"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "programs", lambda *args: compiled)
         return drmad_study.main(words), parse(Config, words, "")
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """The result of the paths, and its settings."""
+    words = [*TINY, "--parts", "paths", "--out", str(tmp_path_factory.mktemp("paths"))]
+    return drmad_study.main(words), parse(Config, words, "")
 
 
 def records_of(config, follow):
@@ -168,8 +174,9 @@ class TestBack:
 
 
 class TestPaths:
-    def test_second_trainings_start_where_the_first_did(self, done):
-        record = paths.read(done[1])
+    @pytest.mark.slow
+    def test_second_trainings_start_where_the_first_did(self, walked):
+        record = paths.read(walked[1])
         found = paths.distances_of(record)
         assert list(found) == list(paths.SECOND_RUNS)
         for each in found.values():
@@ -179,17 +186,26 @@ class TestPaths:
         assert ends["another dropout, no meta-step"] > 0
         assert ends["the same dropout"] != ends["another dropout"]
 
-    def test_the_path_is_that_of_the_training(self, done):
-        config = done[1]
+    @pytest.mark.slow
+    def test_the_path_is_that_of_the_training(self, walked):
+        config = walked[1]
         path = paths.projections_of(paths.read(config))
         assert path.coordinates.shape == (21, 2)
         train, valid, test = paths.load_images(config)
         assert [len(x.labels) for x in (train, valid, test)] == [1078, 360, 359]
         model = paths.ConvNet()
-        params = model.init(jax.random.key(0), train.inputs[:1], train=False)["params"]
+        init = jax.jit(lambda key: model.init(key, train.inputs[:1], train=False)["params"])
+        params = init(jax.random.key(0))
         for name, value in zip(path.names, path.coordinates[0], strict=True):
             # "params['Dense_0']['kernel'][3, 4]"
             assert value == pytest.approx(eval(name, {"params": params}).item(), rel=1e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["paths", "distances"])
+    def test_a_figure_is_an_image_with_something_on_it(self, walked, name):
+        image = imread(tuning.Path(walked[1].out) / f"{name}.png")
+        assert min(image.shape[:2]) >= 400
+        assert image[..., :3].std() > 0.05
 
     def test_dropout_is_before_both_dense_layers(self):
         model, x = paths.ConvNet(dropout_rate=1.0), jnp.ones((2, 8, 8, 1))
@@ -208,7 +224,7 @@ class TestProgram:
         (line,) = (tuning.Path(config.out) / "results.jsonl").read_text().splitlines()
         read = json.loads(line)
         assert read["config"]["seeds"] == [3]
-        assert set(read) >= {"environment", "tuning", "back", "paths", "seconds"}
+        assert set(read) >= {"environment", "tuning", "back", "seconds"}
         means = result["tuning"][0]["cosine"]["DrMAD"]
         assert result["tuning"][0]["follow"] == "DrMAD"
         cosines = [record["cosine"]["DrMAD"] for record in records_of(config, "DrMAD")]
@@ -219,7 +235,7 @@ class TestProgram:
 
     @pytest.mark.parametrize(
         "name",
-        ["norms", "cosines", "errors", "accumulated", "reversal", "paths", "distances"],
+        ["norms", "cosines", "errors", "accumulated", "reversal"],
     )
     def test_a_figure_is_an_image_with_something_on_it(self, done, name):
         image = imread(tuning.Path(done[1].out) / f"{name}.png")
