@@ -148,7 +148,7 @@ def draw_back(folder: Path, found: Mapping[int, dict[str, Any]]) -> None:
         axes.set_ylim(1e-9, 1e3)
         far = 3 * max(errors.budget, errors.num_undone if errors.parting_step else 0)
         axes.set_xlim(max(0, num_steps - far), num_steps)
-        axes.legend(fontsize=8, loc="upper right")
+        axes.legend(fontsize=8, loc="lower left")
     write_figures(folder, {"accumulated": accumulated[0], "reversal": undone[0]})
 
 
