@@ -16,23 +16,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from matplotlib.figure import Figure
 
 import hgrad_jax as hg
+from experiments import rescaled_mlp
 from experiments.common import environment, option, parse, write_json_line
-from hgrad_jax.data import Dataset, DataUnavailableError, load, minibatches, split
-from hgrad_jax.models import MLP, cross_entropy
+from hgrad_jax.data import DataUnavailableError, minibatches
 
-SIZES = {"digits": (1000, 250), "mnist": (15_000, 5_000)}
-LAMBDA = math.exp(-7.0)
+LOG_PENALTY = -7.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What is trained and for how long, and where the results go."""
 
-    data: str = option("digits", "training and validation images", tuple(SIZES))
+    data: str = option("digits", "training and validation images", tuple(rescaled_mlp.SIZES))
     data_dir: str | None = option(None, "folder with MNIST's original files")
     num_steps: tuple[int, ...] = option((200, 2000), "lengths of training, a table each")
     waypoints: tuple[int, ...] = option(
@@ -82,42 +80,27 @@ def adjoints(config: Config, num_steps: int) -> Mapping[str, hg.Adjoint]:
     }
 
 
-def prepare(config: Config) -> tuple[nn.Module, Any, Dataset, Dataset]:
-    """Returns the network, its initial parameters, and the data.
+def study(config: Config, num_steps: int) -> hg.Comparison:
+    """Returns the comparison for one length of training.
 
     Raises:
       DataUnavailableError: MNIST is not there.
     """
-    images = load(config.data, config.data_dir).train
-    train, valid = split(images, SIZES[config.data], seed=config.seed)
-    train, valid = jax.tree.map(jnp.asarray, (train, valid))
-    model = MLP((50, 50, 50, 10), activation=nn.tanh)
-    init = jax.jit(lambda key: model.init(key, train.inputs[:1], train=False)["params"])
-    return model, dict(init(jax.random.key(config.seed))), train, valid
-
-
-def study(config: Config, num_steps: int) -> hg.Comparison:
-    """Returns the comparison for one length of training."""
-    model, params, train, valid = prepare(config)
-
-    def error(z: Any, scales: Any, batch: Dataset) -> jax.Array:
-        weights = jax.tree.map(lambda s, x: jnp.exp(s) * x, scales, z)
-        logits = model.apply({"params": weights}, batch.inputs, train=True)
-        return cross_entropy(jnp.asarray(logits), jnp.asarray(batch.labels))
-
-    def loss(z: Any, scales: Any, batch: Dataset, key: Any) -> jax.Array:
-        del key
-        return error(z, scales, batch) + LAMBDA * sum(jnp.sum(x**2) for x in jax.tree.leaves(z))
-
-    rule = hg.momentum(loss, learning_rate=config.learning_rate, momentum=config.momentum)
-    scales = jax.tree.map(jnp.zeros_like, params)
+    images = rescaled_mlp.load_images(config.data, config.data_dir, config.seed)
+    model = rescaled_mlp.make_model()
+    params = rescaled_mlp.initial_params(model, images, config.seed)
+    rule = hg.momentum(
+        rescaled_mlp.training_loss(model, LOG_PENALTY),
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+    )
     return hg.compare(
-        error,
+        rescaled_mlp.validation_loss(model),
         rule,
         params,
-        scales,
-        train,
-        valid,
+        jax.tree.map(jnp.zeros_like, params),
+        images.train,
+        images.valid,
         num_steps=num_steps,
         batch_fn=minibatches(config.batch_size),
         adjoints=adjoints(config, num_steps),

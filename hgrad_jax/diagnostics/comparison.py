@@ -212,6 +212,17 @@ def compare(
     return Comparison(tuple(rows), want.size, num_steps)
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the cosine of the angle between two vectors, NaN where one of them has no direction.
+
+    >>> round(cosine(np.array([1e150, 0.0]), np.array([3.0, 4.0])), 12)
+    0.6
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Divided first: norms of what exploded overflow when they are multiplied.
+        return float((a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)))
+
+
 def _apart(names: list[str]) -> list[str]:
     """Returns the names, with a number behind those that occur before.
 
@@ -262,16 +273,10 @@ def _compared(row: Row, h: np.ndarray | None, want: np.ndarray) -> Row:
         return row._replace(norm=float(np.linalg.norm(h)), problem=problem)
     return row._replace(
         norm=float(np.linalg.norm(h)),
-        cosine=_cosine(h, want),
-        sign_cosine=_cosine(np.sign(h), np.sign(want)),
+        cosine=cosine(h, want),
+        sign_cosine=cosine(np.sign(h), np.sign(want)),
         relative_error=float(np.linalg.norm(h - want) / np.linalg.norm(want)),
     )
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # Divided first: norms of what exploded overflow when they are multiplied.
-        return float((a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
