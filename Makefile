@@ -16,7 +16,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-gpu bench bench_forward bench_sweep study lint types docs clean
-.PHONY: penguins forward_gradient_cnn forward_reverse hyper_cleaning usps_backprop optimizers
+.PHONY: penguins drmad_study forward_gradient_cnn forward_reverse hyper_cleaning usps_backprop optimizers
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -65,6 +65,9 @@ penguins: $(INSTALLED)  ## Train on penguins by forward gradients and by backpro
 	$(PY) -m experiments.$@ $(ARGS)
 
 forward_gradient_cnn: $(INSTALLED)  ## Train a conv net by forward gradients: what it takes
+	$(PY) -m experiments.$@ $(ARGS)
+
+drmad_study: $(INSTALLED)  ## Follow DrMAD's hypergradients beside exact ones
 	$(PY) -m experiments.$@ $(ARGS)
 
 forward_reverse: $(INSTALLED)  ## Compare hypergradients in forward, reverse and reversible mode
