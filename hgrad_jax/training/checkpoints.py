@@ -5,7 +5,6 @@ digest of its own arrays. Orbax is imported when a checkpoint is written or soug
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.digest import digest, plain
 from hgrad_jax.types import Params, State
 
 FORMAT = 1
@@ -65,22 +65,6 @@ class Snapshot(NamedTuple):
     best: Params | None
     metrics: dict[str, list[float]]
     step_loss: list[np.ndarray]
-
-
-def digest(tree: Any) -> str:
-    """Returns a hash of every bit of a pytree's arrays, of their shapes, dtypes and places.
-
-    >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
-    True
-    >>> digest({"a": np.zeros(2)}) == digest({"a": -np.zeros(2)})
-    False
-    """
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(_plain(leaf))
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
 
 
 class Store:
@@ -181,16 +165,9 @@ class Store:
         return about, arrays
 
 
-def _plain(leaf: Any) -> np.ndarray:
-    """Returns a leaf as a numpy array, of a PRNG key its data."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
 def _leaves(name: str, tree: Any) -> dict[str, np.ndarray]:
     """Returns the leaves by number; empty ones cannot be stored, nor need be."""
-    leaves = map(_plain, jax.tree.leaves(tree))
+    leaves = map(plain, jax.tree.leaves(tree))
     return {f"{name}.{i}": leaf for i, leaf in enumerate(leaves) if leaf.size}
 
 

@@ -17,9 +17,10 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
+from hgrad_jax.digest import digest
 from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
-from hgrad_jax.training.checkpoints import Checkpoints, Store, digest
+from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
 from hgrad_jax.training.measure import Measure
 from hgrad_jax.training.run import Fit, Run
