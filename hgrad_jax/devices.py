@@ -193,14 +193,12 @@ def program_of(
     """
     each, same = NamedSharding(mesh, Part(RUNS)), everywhere(mesh)
     is_each = [is_even and axis is not None for axis in axes]
-    if is_shared_by_processes(mesh):
-        out = same  # a process sees no more of an array than its own devices have
-    else:
-        out = each if any(is_each) else None
+    own_out = each if any(is_each) else None
     return jax.jit(
         spread(function, axes, mesh),
         in_shardings=tuple(each if is_shared else same for is_shared in is_each),
-        out_shardings=out,
+        # A process sees no more of an array than its own devices have.
+        out_shardings=same if is_shared_by_processes(mesh) else own_out,
     )
 
 
@@ -287,7 +285,7 @@ def _put(tree: Any, sharding: NamedSharding, mesh: Mesh) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     is_there = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves]
     local = [x for x, is_global in zip(leaves, is_there, strict=True) if not is_global]
-    processes.require_same(local, "the arguments")
+    processes.require_same({"the arguments": local})
     return jax.tree.unflatten(
         treedef,
         [

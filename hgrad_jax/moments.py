@@ -32,9 +32,12 @@ def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
             spread={'rate': Array([1.4142135, 0.       ], dtype=float32)})
     """
 
+    def mean(x: Any) -> Any:
+        return jnp.mean(x, axis=axis)
+
     def spread(x: Any) -> Any:
         if x.shape[axis] == 1:  # lest 0 / 0 upset jax_debug_nans
-            return jnp.full_like(jnp.mean(x, axis=axis), jnp.nan)
+            return jnp.full_like(mean(x), jnp.nan)
         return jnp.std(x, axis=axis, ddof=1)
 
     arrays = jax.tree.map(jnp.asarray, tree)

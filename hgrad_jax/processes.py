@@ -5,7 +5,7 @@ process it costs nothing.
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -22,14 +22,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(function: Callable[[], T]) -> T:
+def from_first(function: Callable[[], T], is_shared: bool = True) -> T:
     """Returns what the first process finds, in all of them; what it raises, all raise.
 
     Args:
       function: called in the first process alone; returns a pytree of numpy arrays and what else
         can be pickled.
+      is_shared: whether the processes do this together; if not, each finds its own.
     """
-    if jax.process_count() == 1:
+    if not is_shared or jax.process_count() == 1:
         return function()
     found: tuple[Any, Exception | None] = (None, None)
     if is_first():
@@ -46,23 +47,23 @@ def from_first(function: Callable[[], T]) -> T:
     return value
 
 
-def require_same(tree: Any, what: str) -> None:
+def require_same(trees: Mapping[str, Any]) -> None:
     """Raises, in all processes, if they have different arrays.
 
     Args:
-      tree: pytree of arrays.
-      what: how the message calls them.
+      trees: pytrees of arrays or of text by name, the same names in all processes.
 
     Raises:
       ValueError: they have.
     """
     if jax.process_count() == 1:
         return
-    mine = np.frombuffer(digest(tree).encode(), np.uint8)
-    theirs = np.asarray(multihost_utils.process_allgather(mine))
-    if (theirs != theirs[0]).any():
+    hashes = [np.frombuffer(bytes.fromhex(digest(tree)), np.uint8) for tree in trees.values()]
+    found = np.asarray(multihost_utils.process_allgather(np.stack(hashes)))
+    differ = [name for i, name in enumerate(trees) if (found[:, i] != found[0, i]).any()]
+    if differ:
         raise ValueError(
-            f"{what} differ between the processes, but all of them must make the same calls with "
-            "the same values; use the same seeds and data in all, or "
+            f"{', '.join(differ)} differ between the processes, but all of them must make the same "
+            "calls with the same values; use the same seeds and data in all of them, or pass "
             "devices=jax.local_devices() where each is to compute something of its own."
         )

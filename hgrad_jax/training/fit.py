@@ -171,7 +171,7 @@ def fit(
         "program (the rule, its loss, batch_fn, epoch_hparams, or JAX's version)": _hash(lowered),
         "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(params))),
     }
-    with Store(checkpoints, fingerprint) as store:
+    with Store(checkpoints, fingerprint, is_shared=True) as store:
         return run.to_the_end(state, store, progress)
 
 

@@ -111,8 +111,8 @@ def meta_step(
 
     def one(key: Array | None, hparams: Hparams, init: Any, train: Data, valid: Data) -> Any:
         of_run, pull = hparams, None
-        if run_hparams is not None:
-            of_run, pull = jax.vjp(lambda h: run_hparams(h, num_steps), hparams)
+        if (expand := run_hparams) is not None:
+            of_run, pull = jax.vjp(lambda h: expand(h, num_steps), hparams)
         key_init, key_run = (None, None) if key is None else jax.random.split(key)
         if callable(init_params) and key_init is not None:
             init = init_params(key_init)

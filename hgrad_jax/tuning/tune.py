@@ -225,7 +225,9 @@ def tune(
     )
     names = measure.names(after.params)
     checks.require_early_stopping(early_stopping, names)
-    loop = Loop(lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad)
+    loop = Loop(
+        lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad, mesh
+    )
     if records is None:
         return loop.to_the_end(hparams, opt_state, None, None, progress)
     mesh_entry = {} if mesh is None else {"devices": str(mesh.devices.shape)}
@@ -249,7 +251,8 @@ def tune(
         "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(after.params))),
         **mesh_entry,
     }
-    with Store(records.checkpoints(), fingerprint) as store:
+    is_shared = mesh is not None and on.is_shared_by_processes(mesh)
+    with Store(records.checkpoints(), fingerprint, is_shared) as store:
         return loop.to_the_end(hparams, opt_state, store, records, progress)
 
 
@@ -272,7 +275,8 @@ def _jitted(function: Callable[..., Outcome], mesh: Mesh | None, num_runs: int) 
     if mesh is None:
         return jax.jit(function)
     same = on.everywhere(mesh)
-    out = Outcome(*[same] * len(Outcome._fields))._replace(params=on.by_runs(mesh, num_runs))
+    shardings: Any = [same] * len(Outcome._fields)
+    out = Outcome(*shardings)._replace(params=on.by_runs(mesh, num_runs))
     return jax.jit(function, in_shardings=same, out_shardings=out)
 
 
@@ -285,7 +289,8 @@ def _mean_over_runs(
             found = jax.vmap(metrics, in_axes=axes)(params, data, *args)
         else:
             found = on.replicated(on.spread(metrics, axes, mesh)(params, data, *args), mesh)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        means = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        return means if mesh is None else on.replicated(means, mesh)
 
     return mean
 
