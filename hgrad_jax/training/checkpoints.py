@@ -89,7 +89,7 @@ class Store:
         self._fingerprint = dict(fingerprint)
         self._is_shared = is_shared
         if is_shared:
-            processes.require_same({name: _text(of_run) for name, of_run in fingerprint.items()})
+            processes.require_same(fingerprint)
         self._manager = None
         if not is_shared or processes.is_first():
             self._manager = _manager(self.folder, choice.keep)
@@ -211,10 +211,6 @@ def _manager(folder: Path, keep: int) -> Any:
         ),
     )
     return ocp.CheckpointManager(folder, options=options)
-
-
-def _text(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8)
 
 
 def _leaves(name: str, tree: Any) -> dict[str, np.ndarray]:

@@ -75,13 +75,15 @@ class Loop(NamedTuple):
         lines = None if records is None else Lines(records, rows.num_done, is_shared)
         drawn = records if is_writer else None
 
+        def fetch(tree: Any) -> Any:
+            return tree if self.mesh is None else devices.fetched(tree)
+
         def tuned(reason: str) -> Tuned:
             history = rows.history(self.metrics)
             if drawn is not None and drawn.figures_every is not None and rows.num_done:
                 write_figures(drawn.folder, history.plot())
-            end: Any = (hparams, opt_state, self._best(rows, best))
-            end = end if self.mesh is None else devices.fetched(end)
-            return Tuned(*end, history, reason, resumed_at)
+            best_found = fetch(self._best(rows, best))
+            return Tuned(fetch(hparams), fetch(opt_state), best_found, history, reason, resumed_at)
 
         is_shown = progress if is_writer else False
         with progress_bar(is_shown, "meta-step", len(self.lengths), rows.num_done) as update:

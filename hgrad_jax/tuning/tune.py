@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from hgrad_jax import devices as on
-from hgrad_jax import validate
+from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.digest import digest
@@ -228,9 +228,9 @@ def tune(
     loop = Loop(
         lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad, mesh
     )
-    if records is None:
+    is_shared = mesh is not None and on.is_shared_by_processes(mesh)
+    if records is None and not is_shared:
         return loop.to_the_end(hparams, opt_state, None, None, progress)
-    mesh_entry = {} if mesh is None else {"devices": str(mesh.devices.shape)}
     fingerprint = {
         "hparams": digest(hparams),
         "optimizer": digest(opt_state),
@@ -249,9 +249,12 @@ def tune(
             _hash(first)
         ),
         "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(after.params))),
-        **mesh_entry,
     }
-    is_shared = mesh is not None and on.is_shared_by_processes(mesh)
+    if mesh is not None:
+        fingerprint["devices"] = str(mesh.devices.shape)
+    if records is None:
+        processes.require_same(fingerprint)
+        return loop.to_the_end(hparams, opt_state, None, None, progress)
     with Store(records.checkpoints(), fingerprint, is_shared) as store:
         return loop.to_the_end(hparams, opt_state, store, records, progress)
 
