@@ -61,16 +61,8 @@ def run(rate, key, data, make_rule=lambda: hg.heavy_ball(loss), adjoint=REVERSIB
     return {"value": found.value, "bars": bars, "mismatches": jnp.asarray(mismatches)}
 
 
-def run_adam(rate, key, data):
-    return run(rate, key, data, lambda: hg.adam(loss))
-
-
 def parallel(rate, key, data):
     return run(rate, key, data, lambda: hg.heavy_ball(hg.data_parallel(loss)))
-
-
-def parallel_adam(rate, key, data):
-    return run(rate, key, data, lambda: hg.adam(hg.data_parallel(loss)))
 
 
 def swept(hparams, key, data):
@@ -78,12 +70,11 @@ def swept(hparams, key, data):
 
 
 def hypergradients() -> dict[str, Any]:
-    """Five runs, one whose batch all devices share, three whose batches four share, and a sweep."""
+    """Five runs, three whose batches are shared by four devices each, and a sweep."""
     data, rates, keys = problem()
     shared = hg.over_devices(parallel, (0, 0, None), batch_parts=4)
     return {
         "seeds": hg.over_devices(run, (0, 0, None))(rates, keys, data),
-        "adam": hg.over_devices(parallel_adam, None)(rates[0], keys[0], data),
         "parts": shared(rates[:3], keys[:3], data),
         "again": shared(rates[:3], keys[:3], data),
         "sweep": hg.sweep(swept, [0.02, 0.05], data, keys=keys[:3]).results,
@@ -148,20 +139,18 @@ def refuse_different_processes(folder: Path, process: int) -> None:
     np.testing.assert_allclose(own, np.sin(np.arange(8.0) + process), rtol=1e-6)
 
 
-RULES = {
-    # Direct() pulls the gradient back in reverse mode.
-    "adam": lambda loss: hg.adam(loss),
-    # It is no gradient of a loss, so Reversible() does so too.
-    "clipped": lambda loss: hg.heavy_ball(
-        loss, gradient=hg.modified(hg.backpropagation, hg.clip_by_norm())
-    ),
-}
+def adam(loss):
+    return hg.adam(loss)
 
 
-def check_values(rule: str, adjoint: Any) -> None:
+def clipped(loss):
+    """A gradient of no loss, which Reversible() too pulls back in reverse mode."""
+    return hg.heavy_ball(loss, gradient=hg.modified(hg.backpropagation, hg.clip_by_norm()))
+
+
+def check_values(make: Any, adjoint: Any) -> None:
     """Asserts, in float64, that a batch shared by eight devices gives one device's numbers."""
     data, rates, keys = problem()
-    make = RULES[rule]
     shared = functools.partial(run, make_rule=lambda: make(hg.data_parallel(loss)), adjoint=adjoint)
     plain = functools.partial(run, make_rule=lambda: make(loss), adjoint=adjoint)
     found = hg.over_devices(shared, None)(rates[0], keys[0], data)
@@ -174,20 +163,20 @@ def check_outside() -> None:
     """Asserts that what shares runs and batches can be differentiated, mapped and jitted itself."""
     data, rates, keys = problem()
 
-    def value(make_loss, rate, key, data):
+    def value(make_loss, adjoint, rate, key, data):
         out = hg.unroll(
             hg.heavy_ball(make_loss(loss)),
             {"a": jax.random.normal(key, (4, 4)), "b": jnp.ones(4)},
             {"learning_rate": rate, "momentum": 0.9, "log_l2": -3.0},
             data,
             num_steps=5,
-            adjoint=hg.Reversible(),
+            adjoint=adjoint,
         )
         return loss(out.params, {"log_l2": -3.0}, data, None)
 
-    plain = functools.partial(value, lambda loss: loss)
+    plain = functools.partial(value, lambda loss: loss, hg.Direct())
     over = hg.over_devices(
-        functools.partial(value, hg.data_parallel), (None, 0, None), batch_parts=4
+        functools.partial(value, hg.data_parallel, hg.Reversible()), (None, 0, None), batch_parts=4
     )
 
     def ours(rate):
@@ -243,8 +232,8 @@ def check_tune() -> None:
 
 def check_float64() -> None:
     """What `test_devices` runs in a child with jax_enable_x64."""
-    check_values("adam", hg.Direct())
-    check_values("clipped", hg.Reversible())
+    check_values(adam, hg.Direct())
+    check_values(clipped, hg.Reversible())
     check_tune()
 
 

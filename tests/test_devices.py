@@ -56,8 +56,7 @@ def reference():
     runs = [jitted(rate, key, data) for rate, key in zip(rates, keys, strict=True)]
     seeds = jax.tree.map(lambda *x: np.stack(x), *runs)
     first_three = jax.tree.map(lambda x: x[:3], seeds)
-    adam = jax.jit(devices_child.run_adam)(rates[0], keys[0], data)
-    return {"seeds": seeds, "adam": adam, "parts": first_three}
+    return {"seeds": seeds, "parts": first_three}
 
 
 def test_one_device_eight_devices_and_two_processes_agree(tmp_path):
@@ -80,7 +79,7 @@ def test_one_device_eight_devices_and_two_processes_agree(tmp_path):
             assert found.tobytes() == eight[name.replace("tune", "not resumed")].tobytes()
         if name.endswith("['mismatches']"):
             assert not found.any()
-    assert sum(name.endswith("['mismatches']") for name in eight) == 4
+    assert sum(name.endswith("['mismatches']") for name in eight) == 3
 
     for path, want in jax.tree_util.tree_leaves_with_path(reference()):
         found = eight[jax.tree_util.keystr(path)]
