@@ -19,8 +19,14 @@ ROOT = Path(__file__).parents[1]
 
 def child(*arguments, num_devices=NUM_DEVICES, is_double=False):
     """Starts a Python process that sees so many devices."""
+    flags = {
+        "xla_force_host_platform_device_count": num_devices,
+        # Else a device that waits half a minute for one that is still compiling ends its process.
+        "xla_cpu_collective_timeout_seconds": 900,
+        "xla_cpu_collective_call_terminate_timeout_seconds": 900,
+    }
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in flags.items()),
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": str(int(is_double)),
         "PYTHONPATH": os.pathsep.join(sys.path),
