@@ -2,11 +2,14 @@
 
 14 settings (7 learning rates, with momentum and without) x 8 seeds of a small net on the digits:
 `hg.sweep` against a loop over the same function, jitted, both compiled before and timed in turn
-until the results are there. Told is the ratio of the least times, and how far the results are apart
-(runs that leave the plausible have rounding errors of their own: the learning rates do not).
+until the results are there. The sweep has a device for each core, as `jax_num_cpu_devices` makes
+them; the loop has all cores for each of its products. Told is the ratio of the least times, and
+how far the results are apart (runs that leave the plausible have rounding errors of their own: the
+learning rates do not).
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +29,7 @@ from hgrad_jax.models import MLP, cross_entropy
 SETTINGS = hg.grid(
     {"learning_rate": [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1], "momentum": [0.0, 0.9]}
 )
+CORES = os.cpu_count() or 1
 CASES = ("10/4", "50/10", "50-50/50")
 
 
@@ -36,7 +40,7 @@ class Config:
     cases: tuple[str, ...] = option(CASES, "HIDDEN/BATCH: hidden units of each layer, batch size")
     num_steps: int = option(280, "training steps of a run")
     num_seeds: int = option(8, "of each of the 14 settings")
-    num_devices: int = option(1, "devices that JAX makes of the processor; as many as cores, or 1")
+    num_devices: int = option(CORES, "devices that JAX makes of the processor")
     chunks: tuple[int, ...] = option((1, 4), "in how many calls a sweep is done, by its memory")
     repeats: int = option(5, "timed calls of each, in turn")
     out: str = option("results/bench/sweep.jsonl", "file that a line a case is added to")

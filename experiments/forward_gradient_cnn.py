@@ -244,11 +244,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """
     assert __doc__ is not None
     config = parse(Config, argv, __doc__)
+    out, records = Path(config.out), []
     try:
         data = jax.tree.map(jnp.asarray, load_data(config))
     except DataUnavailableError as error:
         raise SystemExit(f"error: {error}") from error
-    out, records = Path(config.out), []
+    num_images = len(data.train.labels)
+    if config.batch_size > num_images:
+        raise SystemExit(f"error: batch_size is {config.batch_size}, of {num_images} images.")
     for name in config.methods:
         records.append(run_method(config, name, data))
         write_json_line(out / "results.jsonl", records[-1])

@@ -5,9 +5,9 @@ column by column into the matrices [hidden, inputs] and [classes, hidden], and i
 mini-batches in file order, round and round: v' = m v - g, w' = w + lr v', where g is the gradient
 of the mean cross-entropy + wd / 2 |w|**2. First the gradient is checked by differences. Printed is
 a table of loss, classification loss (without the penalty) and error on the three parts of the data;
-written are a line of JSON and two figures. By default on the digits that come with the library;
-`--data usps` reads the USPS files that the exercise was made for (CS-E4850, Aalto, after csc321,
-Toronto, whose own program fills the weights in row by row).
+written are a line of JSON, and two figures for each weight decay. By default on the digits that
+come with the library; `--data usps` reads the USPS files that the exercise was made for (CS-E4850,
+Aalto, after csc321, Toronto, whose own program fills the weights in row by row).
 """
 
 import contextlib
@@ -206,18 +206,26 @@ def table(found: hg.Sweep) -> str:
     return "\n".join(aligned([[*over, ""], [*head, ""], *rows], left=(-1,)))
 
 
-def draw(found: hg.Sweep, out: Path) -> None:
-    """Writes `heat_map.png` and `curves.png`, both at the best weight decay."""
-    best = found.best("validation.classification_loss")
-    part = found.select({"weight_decay": best.setting["weight_decay"]})
+def draw(found: hg.Sweep, out: Path) -> list[Path]:
+    """Writes `heat_map.png` and `curves.png`, both for each weight decay, and returns where."""
     out.mkdir(parents=True, exist_ok=True)
+    decays = sorted(set(found.values("weight_decay")))
+    names = [f"_weight_decay_{x:g}" for x in decays] if len(decays) > 1 else [""]
+    return [
+        path
+        for decay, name in zip(decays, names, strict=True)
+        for path in _draw_one(found.select({"weight_decay": decay}), out, name)
+    ]
 
+
+def _draw_one(part: hg.Sweep, out: Path, name_of_part: str) -> list[Path]:
+    paths = [out / f"{name}{name_of_part}.png" for name in ("heat_map", "curves")]
     figure = Figure(
         figsize=(8, 1.6 + 0.8 * len(set(part.values("momentum")))), layout="constrained"
     )
     axes = figure.subplots()
     part.plot_heat_map("learning_rate", "momentum", "validation.classification_loss", axes=axes)
-    figure.savefig(out / "heat_map.png", dpi=150)
+    figure.savefig(paths[0], dpi=150)
 
     figure = Figure(figsize=(13, 5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("train", "validation"), strict=True):
@@ -226,7 +234,8 @@ def draw(found: hg.Sweep, out: Path) -> None:
         axes.set(ylim=(0, 1.2 * chance), ylabel="classification loss in nats", title=name)
         if name == "train":
             axes.get_legend().remove()
-    figure.savefig(out / "curves.png", dpi=150)
+    figure.savefig(paths[1], dpi=150)
+    return paths
 
 
 def experiment(config: Config) -> hg.Sweep:
@@ -253,7 +262,7 @@ def experiment(config: Config) -> hg.Sweep:
     print(table(found))
     print(f"\n{len(settings)} trainings in one call: {seconds:.3f} s", end=", ")
     print(f"and {compile_seconds:.1f} s to compile it")
-    draw(found, out)
+    paths = draw(found, out)
     best = found.best("validation.classification_loss")
     write_json_line(
         out / "result.jsonl",
@@ -269,7 +278,7 @@ def experiment(config: Config) -> hg.Sweep:
             "compile_seconds": compile_seconds,
         },
     )
-    print(f"results: {out / 'result.jsonl'}, {out / 'heat_map.png'}, {out / 'curves.png'}")
+    print(f"results: {', '.join(map(str, (out / 'result.jsonl', *paths)))}")
     return found
 
 

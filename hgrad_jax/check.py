@@ -7,9 +7,10 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.hypergradient import Hypergradient
+from hgrad_jax.training.run import Fit
 from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
 
-Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient)
+Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient, Fit)
 
 
 class HypergradientError(RuntimeError):
@@ -20,25 +21,25 @@ def check(info: Info) -> Info:
     """Returns `info` if everything in it is in order, and raises if not. Call it outside `jit`.
 
     Args:
-      info: a RunInfo, a BackwardInfo, an Unrolled, or a Hypergradient; under `vmap` with leading
-        axes, all of which are checked.
+      info: a RunInfo, a BackwardInfo, an Unrolled, a Hypergradient, or a Fit; under `vmap` with
+        leading axes, all of which are checked.
 
     Raises:
       HypergradientError: a flag is raised; the message names the first run concerned if there are
         several.
       TypeError: `info` is traced, or none of these.
     """
-    if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient):
+    if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient | Fit):
         raise TypeError(
-            f"info is a {type(info).__name__}; pass what unroll or value_and_hypergradient "
-            "return, or the info that the pullback of vjp returns."
+            f"info is a {type(info).__name__}; pass what unroll, fit or "
+            "value_and_hypergradient return, or the info that the pullback of vjp returns."
         )
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(info)):
         raise TypeError(
             "check reads values and cannot run inside jit, grad or vmap; return the info and check "
             "it there."
         )
-    found = info.info if isinstance(info, Unrolled | Hypergradient) else info
+    found = info.info if isinstance(info, Unrolled | Hypergradient | Fit) else info
     back = found if isinstance(found, BackwardInfo) else None
     run = found.run if isinstance(found, BackwardInfo) else found
     first = _first(run.damaged_at, run.overflow | run.nonfinite)

@@ -127,8 +127,7 @@ def direction_key(key: Array | None, name: str) -> Array:
     """
     if key is None:
         raise ValueError(
-            f"key is None, but {name} draws its directions by it: pass key=jax.random.key(0) to "
-            "unroll."
+            f"key is None, but {name} draws its directions by it: pass key=jax.random.key(0)."
         )
     return jax.random.fold_in(key, DIRECTION_ROLE)
 

@@ -38,6 +38,15 @@ def require_function(function: Any, call: str, way_out: str) -> None:
         ) from None
 
 
+def is_more_better(name: str, is_maximized: bool | None) -> bool:
+    """Returns the choice, and without one whether the name ends in "accuracy".
+
+    >>> [is_more_better(*x) for x in (("valid_accuracy", None), ("loss", None), ("loss", True))]
+    [True, False, True]
+    """
+    return name.endswith("accuracy") if is_maximized is None else is_maximized
+
+
 def is_number(value: Any) -> bool:
     """Returns whether a setting is a number: of Python or numpy, no bool, text, or None.
 

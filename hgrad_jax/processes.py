@@ -64,6 +64,6 @@ def require_same(trees: Mapping[str, Any]) -> None:
     if differ:
         raise ValueError(
             f"{', '.join(differ)} differ between the processes, but all of them must make the same "
-            "calls with the same values; use the same seeds and data in all of them, or pass "
-            "devices=jax.local_devices() where each is to compute something of its own."
+            "calls with the same values: use the same seeds and data in all of them; over_devices, "
+            "sweep and tune take devices=jax.local_devices() where each is to compute its own."
         )

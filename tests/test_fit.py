@@ -110,6 +110,7 @@ class TestSteps:
         assert_close(out.state, want.state)
         assert out.reason == "all epochs are done"
         assert hg.check(out.info).damaged_at == 12
+        assert hg.check(out) is out
 
     def test_epoch_hparams_decay_as_a_schedule_of_steps_does(self):
         def decayed(hparams, epoch):
@@ -269,6 +270,8 @@ class TestStopping:
         assert out.reason == "train_loss reached 0.001953 after epoch 2"
         assert hg.Target("a", 0.9, is_maximized=True).is_reached(0.9)
         assert not hg.Target("a", 0.9, is_maximized=True).is_reached(0.8)
+        assert not hg.Target("valid_accuracy", 0.9).is_reached(0.8)
+        assert hg.Target("valid_accuracy", 0.9, is_maximized=False).is_reached(0.8)
         assert fit_quadratic(9, target=hg.Target("train_loss", 1.0)).history.epoch.tolist() == [0]
 
 
@@ -376,12 +379,23 @@ class TestCheckpoints:
         assert again.resumed_at == 1
         assert same_bits(again, fit_digits(num_epochs=2, **with_checkpoints(written)))
 
+    def test_so_is_one_whose_description_is_another(self, written, tmp_path):
+        """The digest holds for the names of the metrics and the fingerprint, too."""
+        shutil.copytree(written, tmp_path / "run")
+        about = tmp_path / "run" / "2" / "about" / "metadata"
+        said = about.read_text()
+        assert "valid_loss" in said
+        about.write_text(said.replace("valid_loss", "valid_lass"))
+        with pytest.raises(hg.CheckpointError, match=r"run/2 is damaged \(its digest is another"):
+            fit_digits(num_epochs=2, **with_checkpoints(tmp_path / "run"))
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
             ({"every": 0}, "every is 0; it must be a positive int"),
             ({"keep": 1.5}, "keep is 1.5; it must be a positive int"),
             ({"folder": __file__}, "which is a file; name a folder"),
+            ({"folder": f"{__file__}/run"}, "which is under a file; name a folder"),
         ],
         ids=lambda x: x if isinstance(x, str) else next(iter(x)),
     )

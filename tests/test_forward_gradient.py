@@ -475,7 +475,36 @@ class TestValueAndSlope:
         assert count(lambda p, v: jax.jvp(loss, (p,), (v,))) == 5
 
 
+def centered(params, hparams, batch, key):
+    """Losses with a normalization over the batch that is no flax module."""
+    z = nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0])
+    return jnp.sum((z - jnp.mean(z, axis=0)) ** 2, axis=1)
+
+
+class Rematerialized(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.remat(nn.Dense)(3, name="Dense_0")(x)
+
+
 class TestErrors:
+    def test_a_model_is_no_loss(self):
+        with pytest.raises(TypeError, match=r"example_losses is a model; pass .*example_losses\("):
+            activity_forward_gradient(MLP((3, 4)))
+        with pytest.raises(TypeError, match=r"is called as example_losses\(params, hparams, ba"):
+            activity_forward_gradient(lambda params: 0.0)
+
+    def test_inputs_normalized_over_the_batch_are_fine(self):
+        """Only what is perturbed may not mix."""
+        params, batch = problem(MLP((3, 4)), (4,))
+
+        def losses(p, h, b, k):
+            x = b[0] - jnp.mean(b[0], axis=0)
+            return example_losses(MLP((3, 4)))(p, h, (x, b[1]), k)
+
+        estimate = jax.jit(activity_forward_gradient(losses)(None))(params, {}, batch, KEY)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(estimate))
+
     def test_arguments(self):
         with pytest.raises(TypeError, match=r"directions is .*Gaussian.*must be a value such as"):
             hg.forward_gradient(hg.Gaussian)
@@ -524,8 +553,13 @@ class TestErrors:
                 ),
                 r"output has shape \(4, 3\), but there are 8 examples",
             ),
+            (centered, "depends on the pre-activations of other examples"),
+            (
+                lambda p, h, b, k: Rematerialized().apply({"params": p}, b[0])[:, 0] ** 2,
+                "stands in a jit, scan, vmap or remat of its own",
+            ),
         ],
-        ids=["batch norm", "mean", "no layer", "penalty inside", "other axis"],
+        ids=["batch norm", "mean", "no layer", "penalty inside", "other axis", "own norm", "remat"],
     )
     def test_losses_that_cannot_be_served(self, losses, message):
         params, batch = problem(MLP((3, 4)), (4,))

@@ -73,6 +73,10 @@ class TestConvolutionalNetwork:
         with pytest.raises(SystemExit, match=r"error: .*mnist"):
             forward_gradient_cnn.main(["--data", "mnist", "--data-dir", str(tmp_path)])
 
+    def test_a_batch_beyond_the_data_is_named(self):
+        with pytest.raises(SystemExit, match="error: batch_size is 5000, of 1438 images"):
+            forward_gradient_cnn.main(["--batch-size", "5000"])
+
 
 class TestBench:
     def test_records_compare_with_backpropagation(self, tmp_path):
@@ -102,6 +106,7 @@ def test_help(script, capsys):
         (penguins, "--models cnn", "there is no 'cnn': write some of softmax 4-3"),
         (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
         (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
+        (forward_gradient_cnn, "--seed -1", "seed is -1; it must not be negative"),
         (bench_forward, "--problems adam", "problems has 'adam'"),
         (bench_forward, "--gradients magic", "gradients has 'magic'"),
     ],

@@ -251,6 +251,11 @@ class TestInitializers:
             (lambda: cosine(offset=-1), "offset is -1; it must be an integer"),
             (lambda: init(MLP((4, 3), kernel_init=(cosine(),))), "1 initializers for 2 layers"),
             (lambda: init(CNN(3, halves=(True,))), "halves has 1 entries for 2 convolutions"),
+            (lambda: init(MLP(())), "features is empty; give at least the number of classes"),
+            (
+                lambda: init(MLP((3,), dropout_rate=1.5)),
+                r"dropout_rate is 1\.5; it must be in \[0,",
+            ),
         ],
     )
     def test_bad_input(self, call, message):

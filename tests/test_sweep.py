@@ -323,11 +323,30 @@ class TestReport:
         with pytest.raises(ValueError, match="every run failed"):
             by_hand().select({"size": 30}).best("loss")
 
+    @pytest.mark.parametrize(
+        ("run", "message"),
+        [
+            (
+                lambda h, key, data: jax.random.normal(key),
+                "keys is None, so that run's key is",
+            ),
+            (lambda h, key, data: {"z": h * 1j}, r"run returned complex64 at \['z'\]; return real"),
+            (lambda h, key, data: jax.random.key(0), r"run returned key<fry> at its root"),
+        ],
+        ids=["no key", "complex", "key"],
+    )
+    def test_runs_that_cannot_be_compared(self, run, message):
+        with pytest.raises(TypeError, match=message):
+            hg.sweep(run, [1.0, 2.0])
+
     def test_most_may_be_best(self):
         settings = [0.5, 0.1, 0.9]
         found = hg.sweep(lambda hparams, key, data: hparams, settings)
         assert found.best("value", is_maximized=True).setting == 0.9
         assert found.best("value").setting == 0.1
+        named = found._replace(results={"accuracy": found.results})
+        assert named.best("accuracy").setting == 0.9
+        assert str(named).startswith("3 settings x 1 seeds, the largest accuracy first")
         lines = found.table(is_maximized=True).splitlines()
         assert lines[0] == "3 settings x 1 seeds, the largest value first"
         assert [line.split()[0] for line in lines[2:]] == ["2*", "0", "1"]
@@ -427,7 +446,7 @@ def test_inside_jit_it_says_so():
 class TestBench:
     def test_a_sweep_is_timed_beside_the_same_runs(self, tmp_path, capsys):
         path = tmp_path / "sweep.jsonl"
-        words = "--cases 5/4 --num-steps 3 --num-seeds 2 --repeats 2 --chunks 1"
+        words = "--cases 5/4 --num-steps 3 --num-seeds 2 --repeats 2 --chunks 1 --num-devices 1"
         (record,) = bench_sweep.main([*words.split(), "--out", str(path)])
         assert record["num_runs"] == 28
         assert list(record["seconds"]) == ["one by one", "sweep in 1"]

@@ -110,7 +110,7 @@ class TestUspsBackprop:
         for part, loss in zip(usps_backprop.PARTS, path[best][0], strict=True):
             np.testing.assert_allclose(found[part]["classification_loss"][0, 0], loss, rtol=1e-9)
 
-    def test_results_are_one_line_and_two_figures(self, done):
+    def test_results_are_one_line_and_two_figures_a_weight_decay(self, done, tmp_path):
         found, out = done
         (line,) = (out / "result.jsonl").read_text().splitlines()
         read = json.loads(line)
@@ -123,9 +123,16 @@ class TestUspsBackprop:
         assert best["test"]["error"] == pytest.approx(read["results"]["test"]["error"][place])
         assert read["seconds"] < read["compile_seconds"]
         for name in ("heat_map", "curves"):
-            image = imread(out / f"{name}.png")
-            assert min(image.shape[:2]) >= 300
-            assert image[..., :3].std() > 0.05
+            images = [imread(out / f"{name}_weight_decay_{x}.png") for x in (0, 0.01)]
+            for image in images:
+                assert min(image.shape[:2]) >= 300
+                assert image[..., :3].std() > 0.05
+            assert images[0].shape != images[1].shape or (images[0] != images[1]).any()
+        one = found.select({"weight_decay": 0.01})
+        assert [path.name for path in usps_backprop.draw(one, tmp_path)] == [
+            "heat_map.png",
+            "curves.png",
+        ]
 
     def test_the_table_marks_the_best(self, done):
         found, _ = done

@@ -77,7 +77,8 @@ def from_optax(
         tx = make_tx(hparams)
         if not isinstance(tx, optax.GradientTransformation):
             raise TypeError(
-                f"make_tx returned {tx!r}; it must return an optax transformation, such as "
+                f"make_tx returned {tx!r}; it must return an optax transformation (of a MultiSteps "
+                "its gradient_transformation()), such as "
                 'optax.sgd(hparams["learning_rate"]).'
             )
         return tx

@@ -19,7 +19,9 @@ from jax.extend.core import Var
 from hgrad_jax.directions import Directions, Rademacher
 from hgrad_jax.elementary.gradients import GradientProvider
 from hgrad_jax.forward_gradient import check_count, direction_key
+from hgrad_jax.functions import require_function
 from hgrad_jax.models.batch_norm import BatchNorm
+from hgrad_jax.models.independence import is_mixing
 from hgrad_jax.types import Array
 
 Layer = Callable[[int, Callable[[Array], Array], Array], Array]
@@ -59,7 +61,8 @@ def activity_forward_gradient(
     Args:
       example_losses: `example_losses(params, hparams, batch, key) -> [B]`, which applies flax
         modules; `hgrad_jax.models.example_losses(model)` is that of a classifier. Example b's loss
-        depends on no other example (batch normalization is refused), and every perturbed layer has
+        depends on no other example's pre-activations, as it does by batch normalization (this is
+        tried out, with made-up numbers), and every perturbed layer has
         the examples on its leading axis, and stands in no `jit`, `scan` or `vmap` of its own.
       penalty: `penalty(params, hparams) -> scalar`, whose exact gradient is added: what the loss
         has beside the mean over examples. The provider does not look at the loss it is given, which
@@ -73,7 +76,7 @@ def activity_forward_gradient(
       traced, on what does not hold of the above.
 
     Raises:
-      TypeError: `directions` is no value such as `Rademacher()`.
+      TypeError: `directions` is no value such as `Rademacher()`, or `example_losses` no function.
       ValueError: `num_directions` is not a positive integer.
 
     Example:
@@ -90,15 +93,28 @@ def activity_forward_gradient(
     if not isinstance(directions, Directions):
         raise TypeError(f"directions is {directions!r}; it must be a value such as hg.Gaussian().")
     check_count(num_directions)
+    if isinstance(example_losses, nn.Module):
+        raise TypeError(
+            "example_losses is a model; pass hgrad_jax.models.example_losses(model), or a function "
+            "example_losses(params, hparams, batch, key) -> [B]."
+        )
+    call = "example_losses(params, hparams, batch, key)"
+    require_function(example_losses, call, "a function that returns one loss for each example")
+    found_separate = set()  # shapes for which examples were found not to mix
 
     def provider(loss):
         del loss
 
-        def gradient(params, hparams, batch, key):
+        def estimate(params, hparams, batch, key):
             unit_key, other_key = jax.random.split(direction_key(key, "activity_forward_gradient"))
             losses = functools.partial(_through, layers, example_losses, hparams, batch, key)
             units, num_examples = _units(losses, params)
             is_other = _is_other(losses, params, units)
+            given = (params, hparams, batch, key)
+            shapes = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), given))
+            if shapes not in found_separate:
+                _require_separate(layers, example_losses, given)
+                found_separate.add(shapes)
             others = _chosen(params, is_other)
             drawn = (
                 directions.draw(unit_key, units, num_directions),
@@ -108,15 +124,41 @@ def activity_forward_gradient(
             slopes /= num_directions * num_examples
             z_bars = [jnp.einsum("kb,kb...->b...", slopes.astype(e.dtype), e) for e in drawn[0]]
             other_bars = [jnp.tensordot(jnp.sum(slopes, 1).astype(v.dtype), v, 1) for v in drawn[1]]
-            estimate = _pulled_back(losses, params, inputs, z_bars)
-            estimate = _replaced(estimate, is_other, other_bars)
+            found = _pulled_back(losses, params, inputs, z_bars)
+            found = _replaced(found, is_other, other_bars)
             if penalty is None:
-                return estimate
-            return jax.tree.map(jnp.add, estimate, jax.grad(penalty)(params, hparams))
+                return found
+            return jax.tree.map(jnp.add, found, jax.grad(penalty)(params, hparams))
+
+        def gradient(params, hparams, batch, key):
+            try:
+                return estimate(params, hparams, batch, key)
+            except jax.errors.UnexpectedTracerError as error:
+                raise ValueError(
+                    "a perturbed layer stands in a jit, scan, vmap or remat of its own: leave its "
+                    "type out of layers=, or use forward_gradient(...)."
+                ) from error
 
         return gradient
 
     return provider
+
+
+def _require_separate(
+    layers: tuple[type[nn.Module], ...], example_losses: Callable[..., Array], given: tuple
+) -> None:
+    """Raises a ValueError if an example's loss depends on another's pre-activations."""
+
+    def losses(spoil, given):
+        params, hparams, batch, key = given
+        through = functools.partial(_through, layers, example_losses, hparams, batch, key)
+        return through(lambda index, apply, x: spoil(apply(x)), params)
+
+    if is_mixing(losses, jax.tree.map(jnp.asarray, given)):
+        raise ValueError(
+            "an example's loss depends on the pre-activations of other examples, as by a "
+            "normalization over the batch: use forward_gradient(...), or a model without."
+        )
 
 
 def _slopes(

@@ -86,7 +86,15 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Returns logits [B, features[-1]] for inputs [B, *shape], which are flattened."""
+        """Returns logits [B, features[-1]] for inputs [B, *shape], which are flattened.
+
+        Raises:
+          ValueError: there are no features, or the dropout rate is outside [0, 1).
+        """
+        if not self.features:
+            raise ValueError("features is empty; give at least the number of classes.")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate is {self.dropout_rate}; it must be in [0, 1).")
         x = x.reshape((x.shape[0], -1))
         *hidden, last = _each(self.kernel_init, len(self.features))
         has_bias = self.use_bias and not self.batch_norm
@@ -143,7 +151,8 @@ class CNN(nn.Module):
         """Returns logits [B, num_classes] for images [B, H, W, C], large enough to be halved.
 
         Raises:
-          ValueError: the images have no axis of channels, or `halves` does not fit.
+          ValueError: the images have no axis of channels, `halves` does not fit, or the dropout
+            rate is outside [0, 1).
         """
         if x.ndim != 4:
             raise ValueError(

@@ -1,10 +1,12 @@
 """Checkpoints of a training, from which it goes on bit for bit; written by orbax, atomically.
 
 A checkpoint holds the state, the best parameters, the history, a fingerprint of the run, and a
-digest of its own arrays. Orbax is imported when a checkpoint is written or sought.
+digest of all that. Orbax is imported when a checkpoint is written or sought.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +50,13 @@ class Checkpoints:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a positive int.")
-        if Path(self.folder).exists() and not Path(self.folder).is_dir():
-            raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
+        for path in (Path(self.folder), *Path(self.folder).parents):
+            if path.is_file():
+                is_itself = path == Path(self.folder)
+                raise ValueError(
+                    f"folder is {str(self.folder)!r}, which is {'' if is_itself else 'under '}a "
+                    "file; name a folder."
+                )
 
 
 class Snapshot(NamedTuple):
@@ -116,8 +123,8 @@ class Store:
             "format": FORMAT,
             "fingerprint": self._fingerprint,
             "metrics": names,
-            "digest": digest(arrays),
         }
+        about["digest"] = _digest_of(about, arrays)
         self._manager.save(
             epoch,
             args=ocp.args.Composite(
@@ -180,7 +187,8 @@ class Store:
                 ),
             )
             about, arrays = found["about"], found["arrays"]
-            problem = None if digest(arrays) == about["digest"] else "its digest is another"
+            theirs = about.pop("digest")
+            problem = None if _digest_of(about, arrays) == theirs else "its digest is another"
         except Exception as error:  # whatever a reader makes of bytes that make no sense
             about, arrays = {}, {}
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -211,6 +219,12 @@ def _manager(folder: Path, keep: int) -> Any:
         ),
     )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _digest_of(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """Returns a hash of a whole checkpoint."""
+    said = json.dumps(about, sort_keys=True)
+    return hashlib.sha256((said + digest(dict(arrays))).encode()).hexdigest()
 
 
 def _leaves(name: str, tree: Any) -> dict[str, np.ndarray]:

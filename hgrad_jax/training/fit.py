@@ -86,7 +86,8 @@ def fit(
       train_sample: what the training metrics are evaluated on; None for all of `train`.
       early_stopping: which metric decides what is best and when to stop.
       target: which metric stops the training when it is good enough.
-      checkpoints: where to write them, and to go on from the last one; None for none.
+      checkpoints: where to write them, and to go on from the last one; None for none. In a
+        program of several processes all must make the same call, and the first one writes.
       progress: whether to show a bar on standard error; None for whether that is a terminal.
 
     Returns:

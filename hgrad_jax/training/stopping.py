@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hgrad_jax.functions import is_number
+from hgrad_jax.functions import is_more_better, is_number
 from hgrad_jax.types import Params
 
 
@@ -20,13 +20,13 @@ class EarlyStopping:
       metric: which metric is to improve, such as "valid_loss" or "valid_accuracy".
       patience: stops after so many epochs without an improvement; None never stops, and keeps the
         best parameters alone.
-      is_maximized: whether more is better, as of an accuracy.
+      is_maximized: whether more is better; None for whether the metric's name ends in "accuracy".
       min_change: an improvement is a change by more than this.
     """
 
     metric: str = "valid_loss"
     patience: int | None = 5
-    is_maximized: bool = False
+    is_maximized: bool | None = None
     min_change: float = 0.0
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class EarlyStopping:
         >>> EarlyStopping(min_change=0.1).best_epoch([1.0, 0.5, 0.45, 0.3, 0.9])
         3
         """
-        sign = -1 if self.is_maximized else 1
+        sign = -1 if is_more_better(self.metric, self.is_maximized) else 1
         best = 0
         for epoch, value in enumerate(values):
             if sign * (values[best] - value) > self.min_change:
@@ -56,13 +56,13 @@ class Target:
 
     Attributes:
       metric: which metric, such as "train_loss".
-      value: what it is to reach: at most this, or at least, if it is maximized.
-      is_maximized: whether more is better, as of an accuracy.
+      value: what it is to reach: at most this, or at least, where more is better.
+      is_maximized: whether more is better; None for whether the metric's name ends in "accuracy".
     """
 
     metric: str
     value: float
-    is_maximized: bool = False
+    is_maximized: bool | None = None
 
     def __post_init__(self) -> None:
         if not is_number(self.value):
@@ -70,7 +70,9 @@ class Target:
 
     def is_reached(self, value: float) -> bool:
         """Returns whether this value of the metric is good enough."""
-        return value >= self.value if self.is_maximized else value <= self.value
+        if is_more_better(self.metric, self.is_maximized):
+            return value >= self.value
+        return value <= self.value
 
 
 class Best(NamedTuple):

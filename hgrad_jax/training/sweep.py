@@ -2,8 +2,9 @@
 
 Every run is the same pure function; `jax.vmap` puts runs beside each other on a device, and the
 devices share them (`hgrad_jax.devices`). Small networks gain from it: one matrix product in place
-of a hundred. Large ones do not, and in a processor's cache few runs may be faster than many: try a
-smaller `memory`.
+of a hundred. Large ones keep a core busy by themselves, and gain from a device for each core:
+`jax.config.update("jax_num_cpu_devices", os.cpu_count())` before JAX computes anything. In a
+processor's cache few runs may be faster than many: try a smaller `memory`.
 """
 
 import functools
@@ -64,7 +65,7 @@ def sweep(
 
     Raises:
       TypeError: `run` is no function, a setting holds something other than numbers, `keys` are no
-        keys, or the call is traced.
+        keys, `run` needs one or returns no real numbers, or the call is traced.
       ValueError: there are no settings, no keys, no devices or no results; settings differ in
         structure or shapes; `memory` is not positive, holds not even one run, or cannot be told by
         the backend.
@@ -103,6 +104,20 @@ def sweep(
         hparams = jax.tree.map(lambda x: x[place // num_seeds], stacked)
         return hparams, None if keys is None else keys[place % num_seeds], data
 
+    try:
+        # The size that will be called, if it is known, so that nothing is traced twice.
+        groups = mesh.shape[RUNS]
+        size = groups if memory is not None else -(-num_runs // groups) * groups
+        made = jax.eval_shape(program, *arguments(0, size))
+    except TypeError as error:
+        if keys is None and "PRNG key" in str(error):
+            raise TypeError(
+                "keys is None, so that run's key is None, but run draws by it; pass keys="
+                "jax.random.split(jax.random.key(0), num_seeds)."
+            ) from error
+        raise
+    _require_results(made)
+
     def bytes_of(size):
         leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda *args: args, *arguments(0, size)))
         return _bytes_of_call(program, treedef, tuple(leaves))
@@ -112,8 +127,6 @@ def sweep(
         jax.device_get(program(*placed(arguments(first, size), mesh, AXES)))
         for first in range(0, num_runs, size)
     ]
-    if not jax.tree.leaves(parts[0]):
-        raise ValueError("run returned no array; return what is to be compared, such as a loss.")
 
     def joined(*leaves):
         whole = np.concatenate(leaves)[:num_runs]
@@ -133,6 +146,20 @@ def _bytes_of_call(program: Any, treedef: Any, leaves: tuple[jax.ShapeDtypeStruc
             "or sweep parts of the settings."
         )
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def _require_results(made: Any) -> None:
+    """Raises if a run returns something else than real numbers and truth values."""
+    if not jax.tree.leaves(made):
+        raise ValueError("run returned no array; return what is to be compared, such as a loss.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(made):
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool) or jnp.issubdtype(
+            leaf.dtype, jnp.complexfloating
+        ):
+            raise TypeError(
+                f"run returned {leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}; return "
+                "real numbers, of a complex one its parts, of a key jax.random.key_data."
+            )
 
 
 def _stacked(settings: Sequence[Hparams]) -> Any:

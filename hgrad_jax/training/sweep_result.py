@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.functions import is_more_better
 from hgrad_jax.training import sweep_figures, sweep_table
 from hgrad_jax.training.sweep_table import Summary, by_name, ranked, summary_of
 
@@ -70,18 +71,18 @@ class Sweep(NamedTuple):
         """
         return summary_of(self._result(name), self.is_failed)
 
-    def best(self, name: str, *, is_maximized: bool = False) -> Best:
+    def best(self, name: str, *, is_maximized: bool | None = None) -> Best:
         """Returns the setting whose result has the least mean, or the largest.
 
         Args:
           name: of a result that is one number a run.
-          is_maximized: whether more is better, as of an accuracy.
+          is_maximized: whether more is better; None for whether the name ends in "accuracy".
 
         Raises:
           ValueError: there is no such result, or every run failed.
         """
         found = summary_of(self._result(name, ndim=2), self.is_failed)
-        place = int(ranked(found, is_maximized)[0])
+        place = int(ranked(found, is_more_better(name, is_maximized))[0])
         if not np.isfinite(found.mean[place]):
             raise ValueError(f"every run failed, so none has the best {name!r}.")
         mean, spread = float(found.mean[place]), float(found.spread[place])
@@ -114,7 +115,7 @@ class Sweep(NamedTuple):
             raise ValueError(f"settings have no {name!r}; they have {', '.join(names[0])}.")
         return [each[name] for each in names]
 
-    def table(self, by: str | None = None, *, is_maximized: bool = False) -> str:
+    def table(self, by: str | None = None, *, is_maximized: bool | None = None) -> str:
         """Returns a table of all settings, the best first and marked by a star.
 
         It shows mean and spread of the results that are one number a run, and how many seeds
@@ -122,7 +123,7 @@ class Sweep(NamedTuple):
 
         Args:
           by: the result that orders them; None for the first one.
-          is_maximized: whether more of that is better.
+          is_maximized: whether more is better; None for whether the name ends in "accuracy".
 
         Raises:
           ValueError: there is no such result.
@@ -138,7 +139,7 @@ class Sweep(NamedTuple):
         )
 
     def plot_heat_map(
-        self, x: str, y: str, value: str, *, is_maximized: bool = False, axes: Any = None
+        self, x: str, y: str, value: str, *, is_maximized: bool | None = None, axes: Any = None
     ) -> Any:
         """Draws the mean of a result over two hyperparameters, and returns the matplotlib figure.
 
@@ -148,13 +149,14 @@ class Sweep(NamedTuple):
           x: hyperparameter of the columns.
           y: that of the rows.
           value: a result that is one number a run.
-          is_maximized: whether more of it is better.
+          is_maximized: whether more is better; None for whether the name ends in "accuracy".
           axes: a matplotlib axis to draw on; None for a new figure.
 
         Raises:
           ValueError: a name is unknown, or several settings fall into one cell: `select` some.
         """
         found = summary_of(self._result(value, ndim=2), self.is_failed)
+        is_maximized = is_more_better(value, is_maximized)
         return sweep_figures.heat_map(
             {x: self.values(x), y: self.values(y)}, value, found, is_maximized, axes
         )

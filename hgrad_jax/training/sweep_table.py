@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.functions import is_more_better
 
 
 class Summary(NamedTuple):
@@ -67,7 +68,7 @@ def text(
     results: Mapping[str, np.ndarray],
     is_failed: np.ndarray,
     by: str | None,
-    is_maximized: bool,
+    is_maximized: bool | None,
 ) -> str:
     """Returns the table.
 
@@ -76,7 +77,7 @@ def text(
       results: [settings, seeds, *shape] by name.
       is_failed: [settings, seeds].
       by: the result that orders the rows; None for the first that is one number a run.
-      is_maximized: whether more of that is better.
+      is_maximized: whether more is better; None for whether the name ends in "accuracy".
     """
     num_settings, num_seeds = is_failed.shape
     found = {name: summary_of(x, is_failed) for name, x in results.items() if x.ndim == 2}
@@ -84,6 +85,7 @@ def text(
     order, title = np.arange(num_settings), f"{num_settings} settings x {num_seeds} seeds"
     is_marked = False
     if by is not None:
+        is_maximized = is_more_better(by, is_maximized)
         order = ranked(found[by], is_maximized)
         extreme = "largest" if is_maximized else "least"
         title += f", the {extreme} {by} first"

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from hgrad_jax import devices, processes
 from hgrad_jax.check import HypergradientError, check
+from hgrad_jax.functions import is_more_better
 from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
 from hgrad_jax.training.measure import Measure
 from hgrad_jax.training.progress import progress_bar
@@ -159,7 +160,8 @@ class Loop(NamedTuple):
     def _best_at(self, rows: Rows) -> int | None:
         if self.early_stopping is None or not rows.num_done:
             return None
-        worst = -np.inf if self.early_stopping.is_maximized else np.inf
+        choice = self.early_stopping
+        worst = -np.inf if is_more_better(choice.metric, choice.is_maximized) else np.inf
         values = self._followed(rows)
         return self.early_stopping.best_epoch([v if np.isfinite(v) else worst for v in values])
 
