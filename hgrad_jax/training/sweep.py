@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.devices import RUNS, mesh_of, placed, program_of
+from hgrad_jax.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
 from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep
@@ -102,7 +102,9 @@ def sweep(
         # The last call repeats the last run, so that all calls have the size that is compiled.
         place = np.minimum(np.arange(first, first + size), num_runs - 1)
         hparams = jax.tree.map(lambda x: x[place // num_seeds], stacked)
-        return hparams, None if keys is None else keys[place % num_seeds], data
+        args = hparams, None if keys is None else keys[place % num_seeds], data
+        # Of one process alone, jit places them.
+        return placed(args, mesh, AXES) if is_shared_by_processes(mesh) else args
 
     try:
         # The size that will be called, if it is known, so that nothing is traced twice.
@@ -123,10 +125,7 @@ def sweep(
         return _bytes_of_call(program, treedef, tuple(leaves))
 
     size = chunk_size(bytes_of, num_runs=num_runs, num_devices=mesh.shape[RUNS], memory=memory)
-    parts = [
-        jax.device_get(program(*placed(arguments(first, size), mesh, AXES)))
-        for first in range(0, num_runs, size)
-    ]
+    parts = [jax.device_get(program(*arguments(first, size))) for first in range(0, num_runs, size)]
 
     def joined(*leaves):
         whole = np.concatenate(leaves)[:num_runs]
