@@ -21,9 +21,11 @@ from hgrad_jax.adjoints.waypoints import EvenSteps as EvenSteps
 from hgrad_jax.adjoints.waypoints import Waypoints as Waypoints
 from hgrad_jax.check import HypergradientError as HypergradientError
 from hgrad_jax.check import check as check
+from hgrad_jax.data_parallel import data_parallel as data_parallel
 from hgrad_jax.derivatives import hvp as hvp
 from hgrad_jax.derivatives import jacobian_of_final_params as jacobian_of_final_params
 from hgrad_jax.derivatives import mixed_product as mixed_product
+from hgrad_jax.devices import over_devices as over_devices
 from hgrad_jax.diagnostics.comparison import Comparison as Comparison
 from hgrad_jax.diagnostics.comparison import compare as compare
 from hgrad_jax.diagnostics.cotangents import cotangent_norms as cotangent_norms
@@ -73,6 +75,8 @@ from hgrad_jax.hypergradient import value_and_hypergradient as value_and_hypergr
 from hgrad_jax.linear_solvers import GMRES as GMRES
 from hgrad_jax.linear_solvers import ConjugateGradient as ConjugateGradient
 from hgrad_jax.linear_solvers import Neumann as Neumann
+from hgrad_jax.moments import Moments as Moments
+from hgrad_jax.moments import mean_and_spread as mean_and_spread
 from hgrad_jax.polyline import Clip as Clip
 from hgrad_jax.training.checkpoints import CheckpointError as CheckpointError
 from hgrad_jax.training.checkpoints import Checkpoints as Checkpoints

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.training.checkpoints import Snapshot, Store, digest
+from hgrad_jax.digest import digest
+from hgrad_jax.training.checkpoints import Snapshot, Store
 
 STATE = {
     "weights": jnp.linspace(-1, 1, 7, dtype=jnp.float32),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.data_parallel import worst_part
 from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import engine, products
 from hgrad_jax.exact.engine import Exact
@@ -209,8 +210,9 @@ def _undo(
         step, carry, xs, reverse=True
     )
 
+    # Of all devices that share the batches: what is decided by it, all must decide alike.
     return _Undone(
-        count_mismatches(start, residuals, trajectory, like),
+        worst_part(count_mismatches(start, residuals, trajectory, like)),
         bars,
         constants_bar,
         schedules_bar,

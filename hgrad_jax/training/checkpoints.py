@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax import processes
+from hgrad_jax.digest import digest, plain
 from hgrad_jax.types import Params, State
 
 FORMAT = 2
@@ -73,45 +75,45 @@ class Snapshot(NamedTuple):
     step_loss: list[np.ndarray]
 
 
-def digest(tree: Any) -> str:
-    """Returns a hash of every bit of a pytree's arrays, of their shapes, dtypes and places.
-
-    >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
-    True
-    >>> digest({"a": np.zeros(2)}) == digest({"a": -np.zeros(2)})
-    False
-    """
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(_plain(leaf))
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
-
-
 class Store:
-    """The checkpoints of one run in a folder. Close it, or use it in a `with` statement."""
+    """The checkpoints of one run in a folder. Close it, or use it in a `with` statement.
 
-    def __init__(self, choice: Checkpoints, fingerprint: Mapping[str, str]) -> None:
-        import orbax.checkpoint as ocp
+    Args:
+      choice: where.
+      fingerprint: of the run.
+      is_shared: whether all processes of the program have this run, of which the first alone
+        touches the folder; False where each has its own.
 
+    Raises:
+      ValueError: the processes have different runs.
+    """
+
+    def __init__(
+        self, choice: Checkpoints, fingerprint: Mapping[str, str], is_shared: bool = False
+    ) -> None:
         self.folder = Path(choice.folder).absolute()
         self.every = choice.every
         self._fingerprint = dict(fingerprint)
-        self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=choice.keep, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._is_shared = is_shared
+        if is_shared:
+            processes.require_same(fingerprint)
+        self._manager = None
+        if not is_shared or processes.is_first():
+            self._manager = _manager(self.folder, choice.keep)
 
     def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def write(self, epoch: int, snapshot: Snapshot) -> None:
         """Writes the checkpoint of an epoch; on return it is on the disk, whole."""
+        if self._manager is None:
+            return
+        import orbax.checkpoint as ocp
+
         names = list(snapshot.metrics)
         arrays = {"metrics": np.asarray([snapshot.metrics[name] for name in names])}
         arrays |= _leaves("state", snapshot.state) | _leaves("best", snapshot.best)
@@ -125,8 +127,8 @@ class Store:
         about["digest"] = _digest_of(about, arrays)
         self._manager.save(
             epoch,
-            args=self._args.Composite(
-                arrays=self._args.StandardSave(arrays), about=self._args.JsonSave(about)
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
             ),
         )
         self._manager.wait_until_finished()
@@ -141,6 +143,22 @@ class Store:
         Raises:
           CheckpointError: it is damaged, or of another run.
         """
+        found = processes.from_first(self._last, self._is_shared)
+        if found is None:
+            return None
+        about, arrays = found
+        has_best = any(name.startswith("best.") for name in arrays)
+        values = np.asarray(arrays["metrics"])
+        return Snapshot(
+            _restored("state", arrays, state),
+            _restored("best", arrays, params) if has_best else None,
+            dict(zip(about["metrics"], values.tolist(), strict=True)),
+            list(np.asarray(arrays["step_loss"])) if "step_loss" in arrays else [],
+        )
+
+    def _last(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns the last checkpoint, if there is one, of this run."""
+        assert self._manager is not None
         epoch = self._manager.latest_step()
         if epoch is None:
             return None
@@ -152,24 +170,20 @@ class Store:
                 f"the checkpoints in {self.folder} are of another run, which differs in "
                 f"{', '.join(differ)}; name another folder, or delete this one to start anew."
             )
-        has_best = any(name.startswith("best.") for name in arrays)
-        values = np.asarray(arrays["metrics"])
-        return Snapshot(
-            _restored("state", arrays, state),
-            _restored("best", arrays, params) if has_best else None,
-            dict(zip(about["metrics"], values.tolist(), strict=True)),
-            list(np.asarray(arrays["step_loss"])) if "step_loss" in arrays else [],
-        )
+        return about, {name: np.asarray(array) for name, array in arrays.items()}
 
     def _is_same(self, name: str, theirs: Mapping[str, str]) -> bool:
         return theirs.get(name) == self._fingerprint.get(name)
 
     def _load(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        assert self._manager is not None
         try:
             found = self._manager.restore(
                 epoch,
-                args=self._args.Composite(
-                    arrays=self._args.StandardRestore(), about=self._args.JsonRestore()
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()
                 ),
             )
             about, arrays = found["about"], found["arrays"]
@@ -188,22 +202,34 @@ class Store:
         return about, arrays
 
 
+def _manager(folder: Path, keep: int) -> Any:
+    """Returns orbax's manager, which waits for no other process."""
+    import orbax.checkpoint as ocp
+
+    process = jax.process_index()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=False,
+        create=False,  # which is a meeting of all
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process_{process}",
+        ),
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
 def _digest_of(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
     """Returns a hash of a whole checkpoint."""
     said = json.dumps(about, sort_keys=True)
     return hashlib.sha256((said + digest(dict(arrays))).encode()).hexdigest()
 
 
-def _plain(leaf: Any) -> np.ndarray:
-    """Returns a leaf as a numpy array, of a PRNG key its data."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
 def _leaves(name: str, tree: Any) -> dict[str, np.ndarray]:
     """Returns the leaves by number; empty ones cannot be stored, nor need be."""
-    leaves = map(_plain, jax.tree.leaves(tree))
+    leaves = map(plain, jax.tree.leaves(tree))
     return {f"{name}.{i}": leaf for i, leaf in enumerate(leaves) if leaf.size}
 
 
@@ -214,7 +240,8 @@ def _restored(name: str, arrays: Mapping[str, Any], like: Any) -> Any:
         if stored is None:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(leaf))
+            data = jax.device_put(np.asarray(stored), leaf.sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         return jax.device_put(np.asarray(stored, leaf.dtype), leaf.sharding)
 
     leaves, treedef = jax.tree.flatten(like)

@@ -17,9 +17,10 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
+from hgrad_jax.digest import digest
 from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
-from hgrad_jax.training.checkpoints import Checkpoints, Store, digest
+from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
 from hgrad_jax.training.measure import Measure
 from hgrad_jax.training.run import Fit, Run
@@ -85,7 +86,8 @@ def fit(
       train_sample: what the training metrics are evaluated on; None for all of `train`.
       early_stopping: which metric decides what is best and when to stop.
       target: which metric stops the training when it is good enough.
-      checkpoints: where to write them, and to go on from the last one; None for none.
+      checkpoints: where to write them, and to go on from the last one; None for none. In a
+        program of several processes all must make the same call, and the first one writes.
       progress: whether to show a bar on standard error; None for whether that is a terminal.
 
     Returns:
@@ -172,7 +174,7 @@ def fit(
         "program (the rule, its loss, batch_fn, epoch_hparams, or JAX's version)": _hash(lowered),
         "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(params))),
     }
-    with Store(checkpoints, fingerprint) as store:
+    with Store(checkpoints, fingerprint, is_shared=True) as store:
         return run.to_the_end(state, store, progress)
 
 

@@ -1,10 +1,10 @@
 """`sweep`: settings x seeds as one compiled program, side by side.
 
-Every run is the same pure function; `jax.vmap` puts runs beside each other on a device, and
-`jax.shard_map` shares them among devices, which do not talk to each other. Small networks gain from
-it: one matrix product in place of a hundred. Large ones keep a core busy by themselves, and gain
-from a device for each core: `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before JAX
-computes anything. In a processor's cache few runs may be faster than many: try a smaller `memory`.
+Every run is the same pure function; `jax.vmap` puts runs beside each other on a device, and the
+devices share them (`hgrad_jax.devices`). Small networks gain from it: one matrix product in place
+of a hundred. Large ones keep a core busy by themselves, and gain from a device for each core:
+`jax.config.update("jax_num_cpu_devices", os.cpu_count())` before JAX computes anything. In a
+processor's cache few runs may be faster than many: try a smaller `memory`.
 """
 
 import functools
@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as Part
 
+from hgrad_jax.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
 from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep
@@ -26,7 +25,7 @@ from hgrad_jax.types import Array, Data, Hparams
 Run = Callable[[Hparams, Any, Data], Any]
 """`run(hparams, key, data) -> pytree of arrays`, pure."""
 
-RUNS = "runs"
+AXES = (0, 0, None)
 
 
 def sweep(
@@ -36,6 +35,7 @@ def sweep(
     *,
     keys: Array | None = None,
     memory: float | None = None,
+    batch_parts: int = 1,
     devices: Sequence[Any] | None = None,
 ) -> Sweep:
     """Runs every setting with every key in one compiled call, or in equal ones that fit the memory.
@@ -57,7 +57,8 @@ def sweep(
       memory: bytes that a call may hold on each device besides its inputs, as the compiler counts;
         None for all runs in one call. Finding how many runs fit takes two or three compilations,
         the first time.
-      devices: what the runs are shared among; None for all that JAX sees.
+      batch_parts: how many devices share the batches of a run, through `data_parallel` losses.
+      devices: what the runs are shared among; None for all that JAX sees, in all processes.
 
     Returns:
       The Sweep: results [settings, seeds, *shape], on the host.
@@ -89,26 +90,26 @@ def sweep(
         raise TypeError("sweep compiles by itself and cannot run inside jit, grad or vmap.")
     stacked = _stacked(settings)
     num_seeds = _num_keys(keys)
-    devices = tuple(jax.local_devices() if devices is None else devices)
-    if not devices:
-        raise ValueError("devices is empty; leave it out for all that JAX sees.")
     if memory is not None and (not is_number(memory) or not memory > 0):
         raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes, or None.")
 
     num_runs = len(settings) * num_seeds
-    mesh = Mesh(np.array(devices[:num_runs]), (RUNS,))
-    program = _program(run, mesh)
-    data = jax.device_put(jax.tree.map(jnp.asarray, data), NamedSharding(mesh, Part()))
+    mesh = mesh_of(num_runs, devices, batch_parts)
+    program = program_of(run, AXES, mesh, is_even=True)
+    data = placed(data, mesh)
 
     def arguments(first, size):
         # The last call repeats the last run, so that all calls have the size that is compiled.
         place = np.minimum(np.arange(first, first + size), num_runs - 1)
         hparams = jax.tree.map(lambda x: x[place // num_seeds], stacked)
-        return hparams, None if keys is None else keys[place % num_seeds], data
+        args = hparams, None if keys is None else keys[place % num_seeds], data
+        # Of one process alone, jit places them.
+        return placed(args, mesh, AXES) if is_shared_by_processes(mesh) else args
 
     try:
         # The size that will be called, if it is known, so that nothing is traced twice.
-        size = mesh.size if memory is not None else -(-num_runs // mesh.size) * mesh.size
+        groups = mesh.shape[RUNS]
+        size = groups if memory is not None else -(-num_runs // groups) * groups
         made = jax.eval_shape(program, *arguments(0, size))
     except TypeError as error:
         if keys is None and "PRNG key" in str(error):
@@ -123,7 +124,7 @@ def sweep(
         leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda *args: args, *arguments(0, size)))
         return _bytes_of_call(program, treedef, tuple(leaves))
 
-    size = chunk_size(bytes_of, num_runs=num_runs, num_devices=mesh.size, memory=memory)
+    size = chunk_size(bytes_of, num_runs=num_runs, num_devices=mesh.shape[RUNS], memory=memory)
     parts = [jax.device_get(program(*arguments(first, size))) for first in range(0, num_runs, size)]
 
     def joined(*leaves):
@@ -131,23 +132,6 @@ def sweep(
         return whole.reshape(len(settings), num_seeds, *whole.shape[1:])
 
     return Sweep(tuple(settings), jax.tree.map(joined, *parts), size, mesh.size)
-
-
-@functools.lru_cache(maxsize=32)  # a jitted function keeps its programs, so the function is kept
-def _program(run: Run, mesh: Mesh) -> Any:
-    """Returns the jitted function of many runs: hparams [n, *shape], keys [n] or None, and data."""
-    one_by_key = jax.vmap(run, in_axes=(0, 0, None))
-    each, same = NamedSharding(mesh, Part(RUNS)), NamedSharding(mesh, Part())
-    shared = jax.shard_map(
-        one_by_key,
-        mesh=mesh,
-        in_specs=(Part(RUNS), Part(RUNS), Part()),
-        out_specs=Part(RUNS),
-        # Nothing is exchanged between devices; and the check refuses conditionals that return
-        # constants in one branch, as the isolation of exact arithmetic does.
-        check_vma=False,
-    )
-    return jax.jit(shared, in_shardings=(each, each, same), out_shardings=each)
 
 
 @functools.lru_cache(maxsize=128)  # lowering again takes longer than many a sweep

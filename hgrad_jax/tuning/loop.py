@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from hgrad_jax import devices, processes
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.functions import is_more_better
 from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
@@ -37,6 +39,8 @@ class Loop(NamedTuple):
       metrics: the names.
       early_stopping: as `tune`.
       on_bad: as `tune`.
+      mesh: of the devices, each of which has hyperparameters and data whole; None where JAX places
+        them.
     """
 
     lengths: list[int]
@@ -48,6 +52,7 @@ class Loop(NamedTuple):
     metrics: list[str]
     early_stopping: EarlyStopping | None
     on_bad: Stop | Skip
+    mesh: Mesh | None
 
     def to_the_end(
         self,
@@ -66,15 +71,23 @@ class Loop(NamedTuple):
             best = hparams if saved.best is None else saved.best
             resumed_at = rows.num_done
             self._require_the_same_lengths(rows)
-        lines = None if records is None else Lines(records, rows.num_done)
+        is_shared = self.mesh is not None and devices.is_shared_by_processes(self.mesh)
+        is_writer = not is_shared or processes.is_first()
+        lines = None if records is None else Lines(records, rows.num_done, is_shared)
+        drawn = records if is_writer else None
+
+        def fetch(tree: Any) -> Any:
+            return tree if self.mesh is None else devices.fetched(tree)
 
         def tuned(reason: str) -> Tuned:
             history = rows.history(self.metrics)
-            if records is not None and records.figures_every is not None and rows.num_done:
-                write_figures(records.folder, history.plot())
-            return Tuned(hparams, opt_state, self._best(rows, best), history, reason, resumed_at)
+            if drawn is not None and drawn.figures_every is not None and rows.num_done:
+                write_figures(drawn.folder, history.plot())
+            best_found = fetch(self._best(rows, best))
+            return Tuned(fetch(hparams), fetch(opt_state), best_found, history, reason, resumed_at)
 
-        with progress_bar(progress, "meta-step", len(self.lengths), rows.num_done) as update:
+        is_shown = progress if is_writer else False
+        with progress_bar(is_shown, "meta-step", len(self.lengths), rows.num_done) as update:
             while (reason := self._reason(rows)) is None:
                 k = rows.num_done
                 program, (train, valid) = self.program(self.lengths[k]), self.parts(k)
@@ -83,6 +96,7 @@ class Loop(NamedTuple):
                     program.run(hparams, opt_state, self.params, train, valid, self.key(k))
                 )
                 seconds = time.perf_counter() - begun
+                found = found._replace(info=jax.device_get(found.info))
                 problem = _problem(found)
                 rows.add(
                     {
@@ -112,8 +126,8 @@ class Loop(NamedTuple):
                     kept = None if self.early_stopping is None else best
                     store.write(rows.num_done, Snapshot((hparams, opt_state), kept, *rows))
                 is_last = self._reason(rows) is not None  # those figures are drawn by `tuned`
-                if records is not None and records.is_to_draw(rows.num_done) and not is_last:
-                    write_figures(records.folder, rows.history(self.metrics).plot())
+                if drawn is not None and drawn.is_to_draw(rows.num_done) and not is_last:
+                    write_figures(drawn.folder, rows.history(self.metrics).plot())
         return tuned(reason)
 
     def _measured(self, found: Outcome, valid: Data) -> dict[str, float]:

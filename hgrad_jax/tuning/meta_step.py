@@ -5,7 +5,7 @@ With hyperparameters h, runs r = 1..R of different seeds and their objectives E_
     g = 1/R sum_r dE_r/dh,    h' = h + optimizer(g).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import optax
 
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.devices import mesh_of, replicated, spread
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -56,6 +57,8 @@ def meta_step(
     hparams_axes: Any = None,
     run_hparams: RunHparams | None = None,
     adjoint: Adjoint = Direct(),
+    batch_parts: int | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> MetaStep:
     """Returns new hyperparameters, and what was found at the old ones.
 
@@ -80,9 +83,14 @@ def meta_step(
       run_hparams: `run_hparams(hparams, num_steps) -> hparams` of a run, differentiable: expands
         windows to schedules, or logarithms to rates. None where a run uses what is tuned.
       adjoint: as `unroll`.
+      batch_parts: how many devices share the batches of a run, where its loss is `data_parallel`;
+        None where it is not.
+      devices: what the runs are shared among, a multiple of `batch_parts`; None for all that JAX
+        sees with `batch_parts`, and without for the one that the program runs on.
 
     Raises:
-      ValueError, TypeError: as `value_and_hypergradient`; or `key` is None where it is needed.
+      ValueError, TypeError: as `value_and_hypergradient`, or as `over_devices`; or `key` is None
+        where it is needed.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
@@ -100,19 +108,18 @@ def meta_step(
             "key is None, but several runs or random initial parameters need one; pass "
             "key=jax.random.key(0)."
         )
-    of_run, pull = hparams, None
-    if run_hparams is not None:
-        of_run, pull = jax.vjp(lambda h: run_hparams(h, num_steps), hparams)
 
-    def one(key: Array | None) -> Hypergradient:
+    def one(key: Array | None, hparams: Hparams, init: Any, train: Data, valid: Data) -> Any:
+        of_run, pull = hparams, None
+        if (expand := run_hparams) is not None:
+            of_run, pull = jax.vjp(lambda h: expand(h, num_steps), hparams)
         key_init, key_run = (None, None) if key is None else jax.random.split(key)
-        params: Any = init_params
         if callable(init_params) and key_init is not None:
-            params = init_params(key_init)
+            init = init_params(key_init)
         found = value_and_hypergradient(
             objective,
             transition,
-            params,
+            init,
             of_run,
             train,
             valid,
@@ -127,12 +134,34 @@ def meta_step(
         return found._replace(hparams=total, info=found.info._replace(is_finite=is_finite))
 
     keys = None if key is None else jax.random.split(key, num_runs)
-    if keys is None or num_runs == 1:  # vmap would make selects of conditionals
-        found = jax.tree.map(lambda x: x[None], one(None if keys is None else keys[0]))
-    else:
-        found = jax.vmap(one)(keys)
+    init = None if callable(init_params) else init_params
+    found = _side_by_side(one, keys, (hparams, init, train, valid), batch_parts, devices)
     gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), found.hparams)
     update, opt_state = optax.with_extra_args_support(optimizer).update(
         gradient, opt_state, hparams, value=jnp.mean(found.value)
     )
     return MetaStep(optax.apply_updates(hparams, update), opt_state, gradient, found)
+
+
+def _side_by_side(
+    one: Callable[..., Hypergradient],
+    keys: Array | None,
+    others: tuple[Any, ...],
+    batch_parts: int | None,
+    devices: Sequence[Any] | None,
+) -> Hypergradient:
+    """Returns what each run gave, by its key, with a leading axis of runs."""
+    if devices is not None or batch_parts is not None:
+        mesh = mesh_of(1 if keys is None else len(keys), devices, batch_parts or 1)
+        if keys is None:
+            found = spread(one, (None,) * (1 + len(others)), mesh)(None, *others)
+            found = jax.tree.map(lambda x: x[None], found)
+        else:
+            found = spread(one, (0, *[None] * len(others)), mesh)(keys, *others)
+        # Gathered before anything is computed of them, lest sums depend on who has which.
+        value, hparams, info = replicated((found.value, found.hparams, found.info), mesh)
+        return found._replace(value=value, hparams=hparams, info=info)
+    if keys is None or len(keys) == 1:  # vmap would make selects of conditionals
+        found = one(None if keys is None else keys[0], *others)
+        return jax.tree.map(lambda x: x[None], found)
+    return jax.vmap(one, in_axes=(0, *[None] * len(others)))(keys, *others)

@@ -5,6 +5,7 @@ after any kill, finds the old one or the new one.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hgrad_jax import processes
 from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints
 
 LINES = "meta_steps.jsonl"
@@ -76,13 +78,21 @@ class Lines:
       choice: where.
       num_done: meta-steps of the checkpoint that the tuning goes on from. What was written after
         it is written again.
+      is_shared: whether several processes tune together, of which the first writes.
 
     Raises:
       CheckpointError: the lines in the folder are not those of the checkpoint.
     """
 
-    def __init__(self, choice: Records, num_done: int) -> None:
+    def __init__(self, choice: Records, num_done: int, is_shared: bool = False) -> None:
         self._path = Path(choice.folder) / LINES
+        self._is_writer = not is_shared or processes.is_first()
+        found = processes.from_first(functools.partial(self._read, choice, num_done), is_shared)
+        self._lines = found[:num_done]
+        if len(found) > num_done:
+            self._write()
+
+    def _read(self, choice: Records, num_done: int) -> list[str]:
         text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         found = text.splitlines()
         # A kill leaves no more than those since the last checkpoint.
@@ -93,9 +103,7 @@ class Lines:
                 f"{num_done} meta-steps are in checkpoints beside it; name another folder, or "
                 "delete this one to start anew."
             )
-        self._lines = found[:num_done]
-        if len(found) > num_done:
-            self._write()
+        return found
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a line, which is on the disk on return."""
@@ -103,6 +111,8 @@ class Lines:
         self._write()
 
     def _write(self) -> None:
+        if not self._is_writer:
+            return
         write_whole(self._path, "".join(f"{line}\n" for line in self._lines).encode())
 
 

@@ -5,27 +5,30 @@ Each meta-step is one call of a compiled `meta_step`; a length of the runs is co
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.sharding import Mesh
 
-from hgrad_jax import validate
+from hgrad_jax import devices as on
+from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.digest import digest
 from hgrad_jax.functions import require_function
 from hgrad_jax.hypergradient import Objective
-from hgrad_jax.training.checkpoints import Store, digest
+from hgrad_jax.training.checkpoints import Store
 from hgrad_jax.training.measure import Measure
 from hgrad_jax.training.stopping import EarlyStopping
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.loop import Loop, Tuned
 from hgrad_jax.tuning.meta_step import RunHparams, meta_step
 from hgrad_jax.tuning.policies import Skip, Stop
-from hgrad_jax.tuning.program import Program, compiled, outcome
+from hgrad_jax.tuning.program import Outcome, Program, compiled, outcome
 from hgrad_jax.tuning.records import Records
 from hgrad_jax.tuning.splits import resplit
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -59,12 +62,18 @@ def tune(
     on_bad: Stop | Skip = Stop(),
     records: Records | None = None,
     progress: bool | None = None,
+    batch_parts: int | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Tuned:
     """Tunes hyperparameters by their hypergradients, and records how it went.
 
     A meta-step is `meta_step`: trainings, the mean hypergradient of their objective, an update. No
     gradient is ever taken of anything that has seen `test`: the program that differentiates does
     not get it, and a test example among the others is refused.
+
+    The runs are shared among devices; their hypergradients are gathered before the mean is taken,
+    whose order is that of one device. In a program of several processes all of them make the same
+    call, each gets the result, and the first one writes the records.
 
     Args:
       objective: `objective(params, hparams, valid) -> scalar` of the trained parameters and of the
@@ -100,6 +109,10 @@ def tune(
       on_bad: `Stop()` or `Skip()`: what happens to a hypergradient that `check` refuses.
       records: where to write records, figures and checkpoints, and to go on from; None for none.
       progress: whether to show a bar on standard error; None for whether that is a terminal.
+      batch_parts: how many devices share the batches of a run, where its loss is `data_parallel`;
+        None where it is not.
+      devices: what the runs are shared among, a multiple of `batch_parts`; None for all that JAX
+        sees, in all processes.
 
     Returns:
       A `Tuned`.
@@ -157,14 +170,20 @@ def tune(
     opt_state = _strong(optimizer.init(hparams))
     params = None if callable(init_params) else validate.floating(init_params, "params")
     checks.require_finite_start(params, "params")
+    mesh = on.mesh_of(num_runs, devices, 1 if batch_parts is None else batch_parts)
+    if mesh.size == 1 and devices is None and batch_parts is None:
+        mesh = None  # as JAX places it
+    here = (lambda tree: tree) if mesh is None else functools.partial(on.placed, mesh=mesh)
+    given = (hparams, opt_state, params, train, valid, test, metrics_args)
+    hparams, opt_state, params, train, valid, test, metrics_args = here(given)
 
     def parts(k: int) -> tuple[Data, Data]:
         if not fresh_splits:
             return train, valid
-        return _resplit(train, valid, _key(key, SPLIT_ROLE, k))
+        return _resplit(train, valid, here(_key(key, SPLIT_ROLE, k)))
 
     def run_key(k: int) -> Array | None:
-        return _key(key, RUNS_ROLE, k if fresh_seeds else 0)
+        return here(_key(key, RUNS_ROLE, k if fresh_seeds else 0))
 
     def one(length, hparams, opt_state, params, train, valid, key):
         step = meta_step(
@@ -183,12 +202,14 @@ def tune(
             hparams_axes=hparams_axes,
             run_hparams=run_hparams,
             adjoint=adjoint,
+            batch_parts=batch_parts,
+            devices=None if mesh is None else list(mesh.devices.flat),
         )
         return outcome(step, hparams, has_params=metrics is not None)
 
     def lowered(length):
         args = (hparams, opt_state, params, train, valid, run_key(0))
-        return jax.jit(functools.partial(one, length)).lower(*args)
+        return _jitted(functools.partial(one, length), mesh, num_runs).lower(*args)
 
     first = lowered(lengths[0])
     after = first.out_info
@@ -200,14 +221,17 @@ def tune(
 
     measured = {"valid": valid, "test": test} if metrics is not None else {}
     measure = Measure(
-        metrics and jax.jit(_mean_over_runs(metrics)),
+        metrics and jax.jit(_mean_over_runs(metrics, mesh)),
         {name: data for name, data in measured.items() if data is not None},
         metrics_args,
     )
     names = measure.names(after.params)
     checks.require_early_stopping(early_stopping, names)
-    loop = Loop(lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad)
-    if records is None:
+    loop = Loop(
+        lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad, mesh
+    )
+    is_shared = mesh is not None and on.is_shared_by_processes(mesh)
+    if records is None and not is_shared:
         return loop.to_the_end(hparams, opt_state, None, None, progress)
     fingerprint = {
         "hparams": digest(hparams),
@@ -228,7 +252,12 @@ def tune(
         ),
         "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(after.params))),
     }
-    with Store(records.checkpoints(), fingerprint) as store:
+    if mesh is not None:
+        fingerprint["devices"] = str(mesh.devices.shape)
+    if records is None:
+        processes.require_same(fingerprint)
+        return loop.to_the_end(hparams, opt_state, None, None, progress)
+    with Store(records.checkpoints(), fingerprint, is_shared) as store:
         return loop.to_the_end(hparams, opt_state, store, records, progress)
 
 
@@ -246,10 +275,27 @@ def _key(key: Array | None, role: int, k: int) -> Array | None:
     return None if key is None else jax.random.fold_in(jax.random.fold_in(key, role), k)
 
 
-def _mean_over_runs(metrics: Callable[..., Mapping[str, Any]]) -> Callable[..., Any]:
+def _jitted(function: Callable[..., Outcome], mesh: Mesh | None, num_runs: int) -> Any:
+    """Returns a meta-step jitted; what it takes and returns is whole on every device."""
+    if mesh is None:
+        return jax.jit(function)
+    same = on.everywhere(mesh)
+    shardings: Any = [same] * len(Outcome._fields)
+    out = Outcome(*shardings)._replace(params=on.by_runs(mesh, num_runs))
+    return jax.jit(function, in_shardings=same, out_shardings=out)
+
+
+def _mean_over_runs(
+    metrics: Callable[..., Mapping[str, Any]], mesh: Mesh | None
+) -> Callable[..., Any]:
     def mean(params: Params, data: Data, *args: Any) -> Any:
-        found = jax.vmap(lambda each: metrics(each, data, *args))(params)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        axes = (0, *[None] * (1 + len(args)))
+        if mesh is None:
+            found = jax.vmap(metrics, in_axes=axes)(params, data, *args)
+        else:
+            found = on.replicated(on.spread(metrics, axes, mesh)(params, data, *args), mesh)
+        means = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        return means if mesh is None else on.replicated(means, mesh)
 
     return mean
 

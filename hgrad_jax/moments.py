@@ -1,0 +1,46 @@
+"""Means and spreads over runs of different seeds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Moments(NamedTuple):
+    """Mean and spread over runs.
+
+    Attributes:
+      mean: tree of arrays without the axis of runs.
+      spread: the same, standard deviations with n - 1; NaN of one run.
+    """
+
+    mean: Any
+    spread: Any
+
+
+def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
+    """Returns mean and standard deviation over an axis of every array: the runs, one a seed.
+
+    A run that failed is NaN, and so are mean and spread then; `Sweep.summary` leaves it out.
+
+    Args:
+      tree: pytree of floating-point arrays: hypergradients, say, `found.hparams` under `vmap`.
+      axis: that of the runs.
+
+    >>> mean_and_spread({"rate": jnp.array([[1.0, 2.0], [3.0, 2.0]])})
+    Moments(mean={'rate': Array([2., 2.], dtype=float32)},
+            spread={'rate': Array([1.4142135, 0.       ], dtype=float32)})
+    """
+
+    def mean(x: Any) -> Any:
+        return jnp.mean(x, axis=axis)
+
+    def spread(x: Any) -> Any:
+        if x.shape[axis] == 1:  # lest 0 / 0 upset jax_debug_nans
+            return jnp.full_like(mean(x), jnp.nan)
+        return jnp.std(x, axis=axis, ddof=1)
+
+    arrays = jax.tree.map(jnp.asarray, tree)
+    return Moments(
+        jax.tree.map(lambda x: jnp.mean(x, axis=axis), arrays), jax.tree.map(spread, arrays)
+    )
