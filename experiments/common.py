@@ -66,8 +66,9 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
         _add_option(parser, field, hints[field.name])
     given = vars(parser.parse_args(argv))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    if values.get("seed", 0) < 0:
-        parser.error(f"seed is {values['seed']}; it must not be negative.")
+    seed = values.get("seed")
+    if isinstance(seed, int) and seed < 0:
+        parser.error(f"seed is {seed}; it must not be negative.")
     try:
         return config_class(**values)
     except ValueError as error:

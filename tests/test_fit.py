@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -551,8 +551,11 @@ class TestBadInput:
     ("call", "message"),
     [
         (lambda: hg.Target("loss", np.nan), "value is nan; it must be a number"),
-        (lambda: hg.EarlyStopping(3), "metric is 3; it must be a name"),
-        (lambda: hg.Target("loss", 0.1, is_maximized="no"), "is_maximized is 'no'; it must be"),
+        (lambda: hg.EarlyStopping(cast(Any, 3)), "metric is 3; it must be a name"),
+        (
+            lambda: hg.Target("loss", 0.1, is_maximized=cast(Any, "no")),
+            "is_maximized is 'no'; it must be",
+        ),
     ],
     ids=["nan", "metric", "is_maximized"],
 )

@@ -477,13 +477,13 @@ class TestValueAndSlope:
 
 def centered(params, hparams, batch, key):
     """Losses with a normalization over the batch that is no flax module."""
-    z = nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0])
+    z = jnp.asarray(nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0]))
     return jnp.sum((z - jnp.mean(z, axis=0)) ** 2, axis=1)
 
 
 def contrasted(params, hparams, batch, key):
     """Losses that push examples of other classes away."""
-    z = nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0])
+    z = jnp.asarray(nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0]))
     distances = jnp.sum((z[:, None] - z) ** 2, axis=2)
     is_other = batch[1][:, None] != batch[1]
     return jnp.sum(jnp.where(is_other, jnp.exp(-distances), 0), axis=1)
@@ -491,7 +491,7 @@ def contrasted(params, hparams, batch, key):
 
 def stabilized(params, hparams, batch, key):
     """Losses of each example alone, though what is subtracted and added again is not."""
-    z = nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0])
+    z = jnp.asarray(nn.Dense(3).apply({"params": params["Dense_0"]}, batch[0]))
     largest = jax.lax.stop_gradient(jnp.max(z))
     return jnp.log(jnp.sum(jnp.exp(z - largest), axis=1)) + largest
 

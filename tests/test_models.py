@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,7 +253,7 @@ class TestInitializers:
             (lambda: cosine(offset=-1), "offset is -1; it must be an integer"),
             (lambda: init(MLP((4, 3), kernel_init=(cosine(),))), "1 initializers for 2 layers"),
             (lambda: init(CNN(3, halves=(True,))), "halves has 1 entries for 2 convolutions"),
-            (lambda: init(MLP(10)), "features is 10; give the widths of all layers"),
+            (lambda: init(MLP(cast(Any, 10))), "features is 10; give the widths of all layers"),
             (lambda: init(CNN(3, (2, 2, 2, 2))), "an image of 1 x 1 cannot be halved again"),
             (lambda: init(MLP(())), "give the widths of all layers"),
             (

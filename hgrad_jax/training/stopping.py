@@ -79,10 +79,10 @@ class Target:
         >>> Target("accuracy", 0.7).is_reached(float(np.float32(0.7)))
         True
         """
-        value, goal = np.float32(value), np.float32(self.value)
+        reached, goal = np.float32(value), np.float32(self.value)
         if is_more_better(self.metric, self.is_maximized):
-            return bool(value >= goal)
-        return bool(value <= goal)
+            return bool(reached >= goal)
+        return bool(reached <= goal)
 
 
 class Best(NamedTuple):
