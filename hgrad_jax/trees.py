@@ -50,7 +50,7 @@ def ravel(tree: Any, like: Layout) -> Array:
     return jnp.concatenate([jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)])
 
 
-def write_into(vector: Array | None, tree: Any, like: Layout) -> Array:
+def write_into(vector: Array, tree: Any, like: Layout) -> Array:
     """Returns what `ravel` does, each leaf written into its place; not to be differentiated.
 
     XLA fuses a concatenation with what its operands are computed from, and for several CPU cores
@@ -59,30 +59,26 @@ def write_into(vector: Array | None, tree: Any, like: Layout) -> Array:
     fuse updates of slices; and a vector that a loop carries need not even be cleared first.
 
     Args:
-      vector: `[like.size]`, whose numbers do not matter: its memory is used; None for new memory.
+      vector: `[like.size]`, whose numbers do not matter: its memory is used.
       tree: pytree of arrays.
       like: its layout.
     """
     if like.is_flat:
         return tree
     parts = [jnp.ravel(leaf).astype(like.dtype) for leaf in jax.tree.leaves(tree)]
-    is_new = vector is None
-    return _write(0, is_new)(jnp.zeros((like.size,), like.dtype) if is_new else vector, parts)
+    return _write(0)(vector, parts)
 
 
 @functools.cache
-def _write(batch_axes: int, is_new: bool) -> Callable[[Array, list[Array]], Array]:
+def _write(batch_axes: int) -> Callable[[Array, list[Array]], Array]:
     """Returns a function that writes vectors `[*batch, n]` one after another into `[*batch, N]`."""
 
     @jax.custom_batching.custom_vmap
     def write(vector: Array, parts: list[Array]) -> Array:
-        sizes = [part.shape[-1] for part in parts]
-        order = range(len(parts))
-        if is_new:  # The longest first: XLA writes it in one pass with the zeros.
-            order = sorted(order, key=lambda i: -sizes[i])
-        for i in order:
-            part, place = parts[i], sum(sizes[:i])
+        place = 0
+        for part in parts:
             vector = jax.lax.dynamic_update_slice(vector, part, (*(0,) * batch_axes, place))
+            place += part.shape[-1]
         return vector
 
     @write.def_vmap
@@ -92,7 +88,7 @@ def _write(batch_axes: int, is_new: bool) -> Callable[[Array, list[Array]], Arra
             return x if is_b else jnp.broadcast_to(x, (axis_size, *x.shape))
 
         parts = [batched(part, is_b) for part, is_b in zip(parts, is_batched[1], strict=True)]
-        return _write(batch_axes + 1, is_new)(batched(vector, is_batched[0]), parts), True
+        return _write(batch_axes + 1)(batched(vector, is_batched[0]), parts), True
 
     return write
 

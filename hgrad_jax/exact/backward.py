@@ -130,7 +130,7 @@ def _undo(
     where = (inputs.data, inputs.key)
 
     def step(carry, xs_and_trace_bar):
-        exact, bars, constants_bar, vector = carry
+        exact, bars, constants_bar, (vector, other) = carry
         xs, trace_bar_t = xs_and_trace_bar
         xs: StepInputs
         hparams = hparams_of(trajectory, inputs.constants, xs.slices)
@@ -186,8 +186,9 @@ def _undo(
             exact, bars, (_, slots_bar) = retreat(exact, bars, stages.couple, (gradient, slots))
             bars = _add(bars, {name: ravel(bar, view) for name, bar in slots_bar.items()})
         exact, bars, _ = retreat(exact, bars, stages.kick, gradient)
-        # Adding leaf by leaf to what the loop carries would make XLA copy that, twice.
-        bars = _add(bars, {PARAMS: write_into(None, product.params_bar, like)})
+        # Not added leaf by leaf to what the loop carries: XLA would copy that, twice.
+        other = write_into(other, product.params_bar, like)
+        bars = _add(bars, {PARAMS: other})
 
         hparams_bar = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *hparams_bars)
         leaves = jax.tree.leaves(hparams_bar)
@@ -199,13 +200,15 @@ def _undo(
             for total, bar in zip(constants_bar, leaves, strict=True)
         )
         norms = _norms(bars, constants_bar) if trace_norms else None
-        return (exact, bars, constants_bar, product.gradient), (schedules_bar, norms)
+        scratch = (product.gradient, other)
+        return (exact, bars, constants_bar, scratch), (schedules_bar, norms)
 
     bars = {PARAMS: ravel(state_bar.params, like)}
     bars |= {name: ravel(state_bar.slots[name], like) for name in rule.slots if name != PARAMS}
     constants_bar = tuple(None if c is None else jnp.zeros_like(c) for c in inputs.constants)
     xs = (step_inputs(trajectory, inputs, residuals.offsets), trace_bar)
-    carry = (residuals.end, bars, constants_bar, jnp.zeros((like.size,), like.dtype))
+    zeros = jnp.zeros((like.size,), like.dtype)
+    carry = (residuals.end, bars, constants_bar, (zeros, zeros))
     (start, bars, constants_bar, _), (schedules_bar, norms) = jax.lax.scan(
         step, carry, xs, reverse=True
     )
