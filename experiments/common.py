@@ -58,7 +58,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
     """
     module = config_class.__module__
     spec = sys.modules["__main__"].__spec__
-    name = spec.name if module == "__main__" and spec else module
+    is_ours = spec is not None and spec.name.startswith("experiments.")
+    name = spec.name if spec is not None and is_ours else module
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     hints = typing.get_type_hints(config_class)
     fields = dataclasses.fields(typing.cast(Any, config_class))

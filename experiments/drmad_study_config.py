@@ -18,7 +18,7 @@ class Config:
     data: str = option("digits", "images of the meta-steps", tuple(rescaled_mlp.SIZES))
     data_dir: str | None = option(None, "folder with the data sets' original files")
     num_steps: tuple[int, ...] = option((200,), "lengths of training, each studied")
-    num_meta_steps: int = option(5, "changes of the hyperparameters")
+    num_meta_steps: int = option(5, "hypergradients, between which the hyperparameters change")
     seeds: tuple[int, ...] = option((0, 1, 2), "of split and initial weights, each studied")
     follow: tuple[str, ...] = option(FOLLOWED, "whose signs the meta-steps follow")
     sharing: str = option("unit", "a scale s for each output unit, or weight", ("unit", "weight"))

@@ -25,7 +25,7 @@ def summary(found: Tunings) -> list[dict[str, Any]]:
     """Returns for each length and each that is followed what the records say, seed by seed.
 
     Cosines are means over the meta-steps, null where one of them is not finite; errors are those
-    before the first change and after the last that was measured.
+    of the first meta-step and of the last.
     """
     rows = []
     for num_steps, follow in dict.fromkeys((n, f) for n, f, _ in found):
@@ -91,7 +91,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['seconds'][name]:.3g} s, {_bytes(row['temp_bytes'][name])}" for name in COLORS
         ]
         costs.append((_name(row), *prices))
-    lines += ["", "Before the first meta-step and after the last", *aligned(gains)]
+    lines += ["", "At the first meta-step and at the last", *aligned(gains)]
     return "\n".join([*lines, "", "One hypergradient, training included", *aligned(costs)])
 
 

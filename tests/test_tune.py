@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -407,6 +407,16 @@ class TestRecords:
         with pytest.raises(ValueError, match=r"num_meta_steps is 2, but the tuning .* done 3"):
             tune(records=hg.Records(recorded[0]), num_runs=2, num_meta_steps=2)
 
+    def test_records_of_another_tuning_before_its_first_checkpoint(self, recorded, tmp_path):
+        """All that a kill may leave of it; they are not written over."""
+        path = tmp_path / "meta_steps.jsonl"
+        line = (recorded[0] / "meta_steps.jsonl").read_text().splitlines()[0]
+        path.write_text(line.replace('"tuning": "', '"tuning": "0') + "\n")
+        before = path.read_bytes()
+        with pytest.raises(hg.CheckpointError, match="is the record of another tuning; name"):
+            tune(records=hg.Records(tmp_path), num_runs=2)
+        assert path.read_bytes() == before
+
     @pytest.mark.parametrize("damage", ["shortened", "strange", "no checkpoints"])
     def test_records_that_are_not_the_checkpoint_s(self, damage, recorded, tmp_path):
         folder = tmp_path / "run"
@@ -518,6 +528,11 @@ class TestOptimizers:
             np.testing.assert_array_equal(update, -0.5 * np.sign(u))
         with pytest.raises(ValueError, match="momentum is 1; it must be at least 0 and below 1"):
             hg.sign_descent(0.1, momentum=1)
+        for make in (hg.sign_descent, hg.nonnegative_adam):
+            with pytest.raises(ValueError, match=r"learning_rate is -0\.1; it must be positive"):
+                make(-0.1)
+            with pytest.raises(TypeError, match="learning_rate is 'a'; it must be a positive"):
+                make(cast(Any, "a"))
 
     def test_nonnegative_adam_ends_at_zero_and_comes_back(self):
         optimizer, plain = hg.nonnegative_adam(0.5), optax.adam(0.5)

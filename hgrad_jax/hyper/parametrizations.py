@@ -51,6 +51,8 @@ def _made(
             given = np.asarray(x)
             with np.errstate(over="ignore", under="ignore"):
                 numbers = given.astype(dtype)
+                # XLA takes subnormal numbers for zero.
+                numbers[np.abs(numbers) < jnp.finfo(dtype).tiny] = 0
             is_outside = ~((numbers > low) & (numbers < high))
             if is_outside.any():
                 first, rounded = given[is_outside].flat[0], numbers[is_outside].flat[0]
@@ -65,7 +67,7 @@ def _made(
         return jnp.where((array > low) & (array < high), from_value(array), jnp.nan)
 
     return Parametrization(
-        lambda u: jax.tree.map(lambda v: to_value(jnp.asarray(v)), u),
+        lambda u: jax.tree.map(lambda v: to_value(jnp.asarray(v, jnp.result_type(float, v))), u),
         # None in a tree is a place without a leaf; alone it is a value that somebody forgot.
         lambda x: jax.tree_util.tree_map_with_path(checked, x, is_leaf=lambda _: x is None),
     )

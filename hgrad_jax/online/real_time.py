@@ -86,7 +86,7 @@ def rtho(
       every: steps between updates (the paper's hyper-batch), a positive int.
       discount: a number in [0, 1], or a function of hparams.
       bounds: `{name: (lower, upper)}`, numbers or functions of hparams, None for no bound: what is
-        learned is clipped to them.
+        learned is clipped to them in each update, as they were in the step before it.
       memory: how many bytes the tangents may take, in each run of a `vmap`; `math.inf` for no
         bound.
 

@@ -57,7 +57,7 @@ def t1_t2(
         one, `lambda hparams: optax.sgd(hparams["meta_rate"])` is one.
       every: elementary steps between updates, a positive int.
       bounds: `{name: (lower, upper)}`, numbers or functions of hparams, None for no bound: what is
-        learned is clipped to them.
+        learned is clipped to them in each update, as they were in the step before it.
 
     Returns:
       A Transition whose state is an `OnlineState`: `out.state.hparams` is what was learned. Its

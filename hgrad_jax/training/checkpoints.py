@@ -108,6 +108,10 @@ class Store:
         if self._manager is not None:
             self._manager.close()
 
+    def run(self) -> str:
+        """Returns a digest of the fingerprint."""
+        return hashlib.sha256(json.dumps(self._fingerprint, sort_keys=True).encode()).hexdigest()
+
     def write(self, epoch: int, snapshot: Snapshot) -> None:
         """Writes the checkpoint of an epoch; on return it is on the disk, whole."""
         if self._manager is None:

@@ -73,7 +73,9 @@ class Loop(NamedTuple):
             self._require_the_same_lengths(rows)
         is_shared = self.mesh is not None and devices.is_shared_by_processes(self.mesh)
         is_writer = not is_shared or processes.is_first()
-        lines = None if records is None else Lines(records, rows.num_done, is_shared)
+        lines = None
+        if records is not None and store is not None:
+            lines = Lines(records, store.run(), rows.num_done, is_shared)
         drawn = records if is_writer else None
 
         def fetch(tree: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.types import Hparams
 
 
@@ -25,7 +25,8 @@ def sign_descent(
       momentum: 0 <= m < 1.
 
     Raises:
-      ValueError: momentum is out of range.
+      ValueError: the learning rate is not positive, or momentum is out of range.
+      TypeError: the learning rate is neither a number nor a function.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -34,6 +35,7 @@ def sign_descent(
       >>> optimizer.update(jnp.array([3.0, -0.1, 0.0]), optimizer.init(hparams))[0]
       Array([-0.25,  0.25, -0.  ], dtype=float32)
     """
+    _require_positive(learning_rate)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum!r}; it must be at least 0 and below 1.")
     return optax.chain(
@@ -57,6 +59,10 @@ def nonnegative_adam(
       b2: decay of the second moment.
       eps: what is added to its root.
 
+    Raises:
+      ValueError: the learning rate is not positive.
+      TypeError: it is neither a number nor a function.
+
     Example:
       >>> import jax.numpy as jnp, optax, hgrad_jax as hg
       >>> optimizer, hparams = hg.nonnegative_adam(0.5), jnp.array([0.25, 1.0])
@@ -64,6 +70,7 @@ def nonnegative_adam(
       >>> print(optax.apply_updates(hparams, update).round(4))
       [0.  0.5]
     """
+    _require_positive(learning_rate)
     return optax.chain(
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), optax.keep_params_nonnegative()
     )
@@ -129,3 +136,14 @@ def projected(
 
 def _kinds(tree: Any) -> Any:
     return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+
+
+def _require_positive(learning_rate: Any) -> None:
+    if callable(learning_rate) or isinstance(learning_rate, jax.Array):
+        return
+    if not is_number(learning_rate):
+        raise TypeError(
+            f"learning_rate is {learning_rate!r}; it must be a positive number or a schedule."
+        )
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; it must be positive to descend.")

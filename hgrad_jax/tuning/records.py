@@ -20,6 +20,7 @@ from hgrad_jax import processes
 from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints
 
 LINES = "meta_steps.jsonl"
+TUNING = "tuning"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Lines:
 
     Args:
       choice: where.
+      tuning: a digest of the tuning's configuration, which every line names.
       num_done: meta-steps of the checkpoint that the tuning goes on from. What was written after
         it is written again.
       is_shared: whether several processes tune together, of which the first writes.
@@ -84,8 +86,10 @@ class Lines:
       CheckpointError: the lines in the folder are not those of the checkpoint.
     """
 
-    def __init__(self, choice: Records, num_done: int, is_shared: bool = False) -> None:
-        self._path = Path(choice.folder) / LINES
+    def __init__(
+        self, choice: Records, tuning: str, num_done: int, is_shared: bool = False
+    ) -> None:
+        self._path, self._tuning = Path(choice.folder) / LINES, tuning
         self._is_writer = not is_shared or processes.is_first()
         found = processes.from_first(functools.partial(self._read, choice, num_done), is_shared)
         self._lines = found[:num_done]
@@ -103,11 +107,17 @@ class Lines:
                 f"{num_done} meta-steps are in checkpoints beside it; name another folder, or "
                 "delete this one to start anew."
             )
+        if any(json.loads(line).get(TUNING) != self._tuning for line in found):
+            raise CheckpointError(
+                f"{self._path} is the record of another tuning; name another folder, or delete "
+                "this one to start anew."
+            )
         return found
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a line, which is on the disk on return."""
-        self._lines.append(json.dumps(plain(record), allow_nan=False))
+        line = {**record, TUNING: self._tuning}
+        self._lines.append(json.dumps(plain(line), allow_nan=False))
         self._write()
 
     def _write(self) -> None:
