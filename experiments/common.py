@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import tomllib
 import types
@@ -118,7 +119,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, hint:
     settings: dict[str, Any] = {"type": hint, "choices": field.metadata["choices"]}
     if typing.get_origin(hint) is tuple:
         settings = {"type": typing.get_args(hint)[0], "nargs": "+"}
-        shown = " ".join(map(str, shown))
+        shown = shlex.join(map(str, shown))
     elif hint is bool:
         settings = {"action": argparse.BooleanOptionalAction}
     if not settings.get("choices"):

@@ -11,6 +11,7 @@ Printed is a table; written are a line of JSON for each method and a figure of t
 
 import dataclasses
 import functools
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         for name in self.methods:
             if name not in METHODS:
-                raise ValueError(f"there is no method {name!r}: they are {', '.join(METHODS)}.")
+                known = shlex.join(METHODS)
+                raise ValueError(f"there is no method {name!r}: they are {known}.")
 
 
 def load_data(config: Config) -> Splits:

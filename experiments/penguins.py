@@ -10,6 +10,7 @@ model: loss, accuracy and misclassifications against steps and against seconds.
 
 import dataclasses
 import functools
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ class Config:
         for known, names in ((TASKS, self.models), (METHODS, self.methods)):
             for name in names:
                 if name not in known:
-                    raise ValueError(f"there is no {name!r}: write some of {', '.join(known)}.")
+                    raise ValueError(f"there is no {name!r}: write some of {shlex.join(known)}.")
 
 
 def rule(task: Task, method: Method) -> hg.Transition:

@@ -103,7 +103,7 @@ def test_help(script, capsys):
     ("script", "words", "message"),
     [
         (penguins, "--num-seeds 0", "num_seeds is 0; it must be positive"),
-        (penguins, "--models cnn", "there is no 'cnn': write some of softmax 4-3"),
+        (penguins, "--models cnn", "there is no 'cnn': write some of 'softmax 4-3'"),
         (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
         (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
         (forward_gradient_cnn, "--seed -1", "seed is -1; it must not be negative"),
