@@ -69,8 +69,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
     given = vars(parser.parse_args(argv))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     seed = values.get("seed")
-    if isinstance(seed, int) and seed < 0:
-        parser.error(f"seed is {seed}; it must not be negative.")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        parser.error(f"seed is {seed}; it must be in [0, 2**32).")
     try:
         return config_class(**values)
     except ValueError as error:

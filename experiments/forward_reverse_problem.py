@@ -46,8 +46,6 @@ class Problem:
             raise ValueError(f"hidden is {self.hidden}; every layer needs a unit.")
         if not 2**-7 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be in [1/128, 1).")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32).")
 
 
 class Data(NamedTuple):

@@ -76,8 +76,6 @@ class Config:
                 raise ValueError(f"{field.name} is {value}; it must be positive.")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be in [0, 1).")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**32).")
         if self.rules_num_train < self.batch_size:
             raise ValueError(
                 f"rules_num_train is {self.rules_num_train}, less than batch_size, "

@@ -106,7 +106,7 @@ def test_help(script, capsys):
         (penguins, "--models cnn", "there is no 'cnn': write some of 'softmax 4-3'"),
         (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
         (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
-        (forward_gradient_cnn, "--seed -1", "seed is -1; it must not be negative"),
+        (forward_gradient_cnn, "--seed -1", "seed is -1; it must be in [0, 2**32)"),
         (bench_forward, "--problems adam", "problems has 'adam'"),
         (bench_forward, "--gradients magic", "gradients has 'magic'"),
     ],
