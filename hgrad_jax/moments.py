@@ -41,6 +41,4 @@ def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
         return jnp.std(x, axis=axis, ddof=1)
 
     arrays = jax.tree.map(jnp.asarray, tree)
-    return Moments(
-        jax.tree.map(lambda x: jnp.mean(x, axis=axis), arrays), jax.tree.map(spread, arrays)
-    )
+    return Moments(jax.tree.map(mean, arrays), jax.tree.map(spread, arrays))
