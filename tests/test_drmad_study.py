@@ -274,6 +274,7 @@ class TestProgram:
         [
             ["--data", "mnist", "--parts", "tuning"],
             ["--path-data", "cifar10_subset", "--parts", "paths"],
+            ["--path-data", "cifar10", "--parts", "paths"],
         ],
     )
     def test_missing_data_stop_with_the_reason(self, words, tmp_path):
