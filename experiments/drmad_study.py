@@ -32,12 +32,14 @@ from experiments import drmad_study_report as report
 from experiments import drmad_study_tuning as tuning
 from experiments.common import environment, parse, write_json_line
 from experiments.drmad_study_config import Config
+from experiments.drmad_study_problem import start
+from experiments.drmad_study_records import journal
 from hgrad_jax.data import DataUnavailableError
 
 
 def run_tuning(config: Config) -> report.Tunings:
     """Tunes as far as is not recorded yet, and returns all records."""
-    starts = functools.cache(functools.partial(tuning.start, config))
+    starts = functools.cache(functools.partial(start, config))
     found: report.Tunings = {}
     for num_steps in config.num_steps:
         # Compiled when the first meta-step needs it, once for all seeds and both signs.
@@ -50,7 +52,7 @@ def run_tuning(config: Config) -> report.Tunings:
                     *(config, num_steps, follow, seed, compiled, starts(seed)),
                     say=functools.partial(print, flush=True),
                 )
-                records = tuning.journal(config, num_steps, follow, seed).records
+                records = journal(config, num_steps, follow, seed).records
                 found[num_steps, follow, seed] = records[: config.num_meta_steps]
     return found
 

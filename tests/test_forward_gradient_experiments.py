@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import bench_forward, forward_gradient_cnn, penguins
+from experiments import bench_forward, forward_gradient_cnn, penguins, penguins_problem
 
 
 def lines(path):
@@ -17,7 +17,7 @@ def lines(path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("penguins")
-    words = ["--models", "MLP 4-64-8-3", "--num-seeds", "3", "--num-steps", "60"]
+    words = ["--models", "mlp", "--num-seeds", "3", "--num-steps", "60"]
     words += ["--methods", "backpropagation", "signs", "--timed-steps", "5"]
     return penguins.main([*words, "--out", str(out)]), out
 
@@ -50,7 +50,7 @@ class TestPenguins:
         assert imread(done[1] / "mlp.png")[..., :3].std() > 0.05
 
     def test_the_measurements_are_standardized_by_the_training_birds(self):
-        data = penguins.load_data()
+        data = penguins_problem.load_data()
         np.testing.assert_allclose(np.mean(data.train.inputs, 0), 0, atol=1e-5)
         np.testing.assert_allclose(np.std(data.train.inputs, 0), 1, rtol=1e-5)
 
@@ -58,7 +58,7 @@ class TestPenguins:
 class TestConvolutionalNetwork:
     def test_a_record_and_a_figure(self, tmp_path):
         words = ["--num-steps", "30", "--evaluations", "3", "--batch-size", "20"]
-        words += ["--methods", "pre-activations, Adam", "--out", str(tmp_path)]
+        words += ["--methods", "pre-activations-adam", "--out", str(tmp_path)]
         (record,) = forward_gradient_cnn.main(words)
         (line,) = lines(tmp_path / "results.jsonl")
         assert line["steps"] == [10, 20, 30]
@@ -82,9 +82,9 @@ class TestBench:
     def test_records_compare_with_backpropagation(self, tmp_path):
         out = tmp_path / "forward.jsonl"
         words = ["--problems", "softmax", "--num-steps", "3", "--repeats", "2"]
-        words += ["--gradients", "one Rademacher", "--out", str(out)]
+        words += ["--gradients", "rademacher", "--out", str(out)]
         first, second = bench_forward.main(words)
-        assert [line["gradient"] for line in lines(out)] == ["backpropagation", "one Rademacher"]
+        assert [line["gradient"] for line in lines(out)] == ["backpropagation", "rademacher"]
         assert first["ratio"] == 1
         assert second["ratio"] == pytest.approx(second["least"] / first["least"])
 
@@ -103,7 +103,7 @@ def test_help(script, capsys):
     ("script", "words", "message"),
     [
         (penguins, "--num-seeds 0", "num_seeds is 0; it must be positive"),
-        (penguins, "--models cnn", "there is no 'cnn': write some of 'softmax 4-3'"),
+        (penguins, "--models cnn", "there is no 'cnn': write some of softmax, mlp"),
         (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
         (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
         (forward_gradient_cnn, "--seed -1", "seed is -1; it must be in [0, 2**32)"),
