@@ -4,6 +4,9 @@ Each program is a `lax.scan` of training steps with momentum, timed in CPU secon
 in turn with the others; where other processes run, pin it to one core: `taskset -c 0 python -m
 experiments.bench_forward`. The problems are those of `bench`: an MLP 784-50-50-50-10 at batch 250,
 and a conv net with 4 and 8 channels at batch 32.
+
+Examples:
+    python -m experiments.bench_forward --problems mlp --gradients rademacher
 """
 
 import dataclasses
@@ -115,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     Raises:
       SystemExit: after --help, or with a message on a wrong option.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     records = [record for name in config.problems for record in measure(name, config)]
     for record in records:

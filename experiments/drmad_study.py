@@ -15,6 +15,10 @@ original could not afford. The parts:
 A part's records are files under `--out`; the same command goes on from them, and draws the figures
 from them. `--sharing weight --follow exact --num-meta-steps 1` is a single exact hypergradient of a
 scale for every weight.
+
+Examples:
+    python -m experiments.drmad_study --parts tuning back --num-steps 200 2000
+    python -m experiments.drmad_study --data mnist --data-dir FOLDER
 """
 
 import dataclasses
@@ -100,7 +104,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
       SystemExit: after --help, or with a message on what is wrong: an option, the data, records of
         other settings, or a hypergradient that `hg.check` refuses.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     try:
         return run(config)

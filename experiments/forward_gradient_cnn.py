@@ -7,6 +7,10 @@ learn: the square error of such an estimate is that of the gradient times the nu
 setting, at three times as many steps; one direction with a step as long as it bears; 8 and 64
 directions; and directions of pre-activations, one for each example, which are fewer than weights.
 Printed is a table; written are a line of JSON for each method and a figure of the test accuracy.
+
+Examples:
+    python -m experiments.forward_gradient_cnn --data mnist --data-dir FOLDER
+    python -m experiments.forward_gradient_cnn --methods pre-activations-adam
 """
 
 import dataclasses
@@ -243,7 +247,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     Raises:
       SystemExit: after --help, or with a message on what is wrong: an option, or the data.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     out, records = Path(config.out), []
     try:

@@ -14,6 +14,10 @@ the test accuracy of classifiers trained on what is left, on everything, and on 
 leave. Nothing is chosen by the test data, and nothing that trains or tunes sees the true labels of
 the training examples. Written to `--out`: `result.jsonl`, three figures a seed, and folders of the
 tunings' records and checkpoints; the same command goes on from them.
+
+Examples:
+    python -m experiments.hyper_cleaning --data mnist --data-dir FOLDER
+    python -m experiments.hyper_cleaning --hidden 50 --l1-radius 250
 """
 
 import dataclasses
@@ -103,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
       SystemExit: after --help, or with a message on what is wrong: an option, the data, or a
         hypergradient that `hg.check` refuses.
     """
-    config = parse(Config, argv, "Finds wrong labels by hypergradients of examples' weights.")
+    config = parse(Config, argv, __doc__)
     console = Console()
     try:
         results = [run_seed(config, seed, console) for seed in config.seeds]

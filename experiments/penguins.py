@@ -3,10 +3,14 @@
 Two classifiers of the species by four measurements: `softmax`, a regression 4-3 from standard
 normal values (learning rate 0.2, until the training cross-entropy is 0.3), and `mlp`, a network
 4-64-8-3 with ReLU from uniform values in [-1, 1] (0.05, until 0.2); plain gradient descent on all
-training birds.
-The measurements are standardized. Every method starts from the same values for the same seed.
+training birds. The measurements are standardized. Every method starts from the same values for the
+same seed.
+
 Printed is a table; written are a line of JSON for each model and method, and a figure for each
 model: loss, accuracy and misclassifications against steps and against seconds.
+
+Examples:
+    python -m experiments.penguins --models mlp --methods backpropagation signs
 """
 
 import dataclasses
@@ -155,7 +159,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     Raises:
       SystemExit: after --help, or with a message on a wrong option.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     out, found = Path(config.out), []
     for name in config.models:

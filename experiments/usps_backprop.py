@@ -8,6 +8,10 @@ a table of loss, classification loss (without the penalty) and error on the thre
 written are a line of JSON, and two figures for each weight decay. By default on the digits that
 come with the library; `--data usps` reads the USPS files that the exercise was made for (CS-E4850,
 Aalto, after csc321, Toronto, whose own program fills the weights in row by row).
+
+Examples:
+    python -m experiments.usps_backprop --data usps --data-dir FOLDER
+    python -m experiments.usps_backprop --momenta 0 0.5 0.9 --early-stopping
 """
 
 import contextlib
@@ -25,8 +29,8 @@ from jax import Array
 import hgrad_jax as hg
 from experiments import usps_backprop_report as report
 from experiments.common import environment, parse, write_json_line
+from experiments.usps_backprop_config import Config
 from experiments.usps_backprop_problem import (
-    Config,
     Data,
     classification_loss,
     initial_params,
@@ -152,7 +156,6 @@ def main(argv: Sequence[str] | None = None) -> hg.Sweep:
     Raises:
       SystemExit: after --help, or with a message on what is wrong: an option, or the data.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     try:
         with jax.enable_x64(True) if config.x64 else contextlib.nullcontext():

@@ -100,7 +100,7 @@ class TestUspsBackprop:
     def test_early_stopping_measures_at_the_least_validation_loss(self):
         """At learning rate 1 and momentum 0.9 the loss goes up and down."""
         words = "--early-stopping --x64 --num-hidden 5 --num-steps 20 --batch-size 3"
-        config = parse(problem.Config, words.split(), "")
+        config = parse(usps_backprop.Config, words.split(), "")
         with jax.enable_x64(True):
             data = problem.load_data(config)
             setting = {"learning_rate": 1.0, "momentum": 0.9, "weight_decay": 0.01}
@@ -145,7 +145,7 @@ class TestUspsBackprop:
         assert marked == found.best("validation.classification_loss").place
 
     def test_the_gradient_check_finds_a_wrong_gradient(self, monkeypatch):
-        config = parse(problem.Config, SMALL, "")
+        config = parse(usps_backprop.Config, SMALL, "")
         data = problem.load_data(config)
         assert usps_backprop.check_gradient(config, data).is_ok
         loss = usps_backprop.loss
@@ -159,7 +159,7 @@ class TestUspsBackprop:
             usps_backprop.check_gradient(config, data).raise_if_wrong()
 
     def test_by_default_fourteen_settings_in_float32(self):
-        config = problem.Config()
+        config = usps_backprop.Config()
         assert len(config.learning_rates) * len(config.momenta) * len(config.weight_decays) == 14
         data = problem.load_data(config)
         params = problem.initial_params(config, data.train.inputs)
@@ -171,7 +171,7 @@ class TestUspsBackprop:
             usps_backprop.main(["--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
-        for field in dataclasses.fields(problem.Config):
+        for field in dataclasses.fields(usps_backprop.Config):
             assert "--" + field.name.replace("_", "-") in text
 
     @pytest.mark.parametrize(
