@@ -25,8 +25,9 @@ def table(found: hg.Sweep) -> str:
     for i, setting in enumerate(found.settings):
         row = [f"{value:g}" for value in setting.values()] + [str(found.results["steps"][i, 0])]
         for part in PARTS:
-            measured = (found.results[part][name][i, 0] for name in MEASURES)
-            row += [f"{x:{form}}" for x, form in zip(measured, (".4f", ".4f", ".2%"), strict=True)]
+            measured = [found.results[part][name][i, 0] for name in MEASURES]
+            *losses, error = measured
+            row += [f"{x:.4f}" if x < 1e4 else f"{x:.2e}" for x in losses] + [f"{error:.2%}"]
         rows.append([*row, "least validation loss" if i == best else ""])
     return "\n".join(aligned([[*over, ""], [*head, ""], *rows], left=(-1,)))
 
