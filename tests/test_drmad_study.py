@@ -245,44 +245,6 @@ class TestProgram:
         assert min(image.shape[:2]) >= 400
         assert image[..., :3].std() > 0.05
 
-    def test_help(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            drmad_study.main(["--help"])
-        assert stop.value.code == 0
-        assert "--displacement-factor" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data digitz", "invalid choice: 'digitz'"),
-            ("--num-steps 200 5", "num_steps has 5; it must be at least 20"),
-            ("--seeds 1 1", "must not name one twice"),
-            ("--momentum 1", "momentum is 1.0; it must be in"),
-            ("--num-meta-steps 0", "num_meta_steps is 0; it must be at least 1"),
-            ("--batch-size 1001", "batch_size is 1001, but there are 1000 training images"),
-            ("--learning-rate -1", "learning_rate is -1.0; it must be positive"),
-            ("--parts tunes", "parts has 'tunes'; choose from tuning, back, paths"),
-            ("--follow none", "follow has 'none'; choose from DrMAD, exact"),
-            ("--path-batch-size 2000", "path_batch_size is 2000"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            drmad_study.main(words.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        "words",
-        [
-            ["--data", "mnist", "--parts", "tuning"],
-            ["--path-data", "cifar10_subset", "--parts", "paths"],
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, tmp_path):
-        with pytest.raises(SystemExit, match="error: data_dir is nowhere, which is not a folder"):
-            drmad_study.main([*words, "--data-dir", "nowhere", "--out", str(tmp_path)])
-
     def test_the_parts_of_the_data_are_disjoint(self):
         images = rescaled_mlp.load_images("digits", None, 1)
         assert [len(part.labels) for part in images] == [1000, 250, 359]

@@ -1,6 +1,5 @@
 """The experiments on forward gradients, shortened, and what they write."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -69,14 +68,6 @@ class TestConvolutionalNetwork:
         assert record["seconds_per_step"] > 0
         assert imread(tmp_path / "digits.png")[..., :3].std() > 0.02
 
-    def test_missing_data_stop_with_the_reason(self, tmp_path):
-        with pytest.raises(SystemExit, match=r"error: .*mnist"):
-            forward_gradient_cnn.main(["--data", "mnist", "--data-dir", str(tmp_path)])
-
-    def test_a_batch_beyond_the_data_is_named(self):
-        with pytest.raises(SystemExit, match="error: batch_size is 5000, of 1438 images"):
-            forward_gradient_cnn.main(["--batch-size", "5000"])
-
 
 class TestBench:
     def test_records_compare_with_backpropagation(self, tmp_path):
@@ -87,32 +78,3 @@ class TestBench:
         assert [line["gradient"] for line in lines(out)] == ["backpropagation", "rademacher"]
         assert first["ratio"] == 1
         assert second["ratio"] == pytest.approx(second["least"] / first["least"])
-
-
-@pytest.mark.parametrize("script", [penguins, forward_gradient_cnn, bench_forward])
-def test_help(script, capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(script.Config):
-        assert "--" + field.name.replace("_", "-") in text
-
-
-@pytest.mark.parametrize(
-    ("script", "words", "message"),
-    [
-        (penguins, "--num-seeds 0", "num_seeds is 0; it must be positive"),
-        (penguins, "--models cnn", "there is no 'cnn': write some of softmax, mlp"),
-        (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
-        (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
-        (forward_gradient_cnn, "--seed -1", "seed is -1; it must be in [0, 2**32)"),
-        (bench_forward, "--problems adam", "problems has 'adam'"),
-        (bench_forward, "--gradients magic", "gradients has 'magic'"),
-    ],
-)
-def test_wrong_options(script, words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.main(words.split())
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err

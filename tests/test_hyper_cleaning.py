@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import os
@@ -263,63 +262,12 @@ def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
     np.testing.assert_allclose(step.hparams["weights"], 1 - 0.1 * (gradient > 0), atol=1e-3)
 
 
-class TestCommand:
-    def test_help(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            hyper_cleaning.main(["--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
-        for field in dataclasses.fields(Config):
-            assert "--" + field.name.replace("_", "-") in text
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data digitz", "invalid choice: 'digitz'"),
-            ("--corrupted 0", "corrupted is 0.0; it must be positive"),
-            ("--corrupted 1", "corrupted is 1.0; it must be below 1"),
-            ("--momentum 1", "momentum is 1.0; it must be below 1"),
-            ("--num-steps 0", "num_steps is 0; it must be positive"),
-            ("--num-train 0", "num_train is 0; it must be positive"),
-            ("--threshold 1.5", "threshold is 1.5; it must be at most 1"),
-            ("--batch-fraction 2", "batch_fraction is 2.0; it must be at most 1"),
-            ("--hidden -1", "hidden is -1; it must be at least 0"),
-            ("--seeds 0 -1", "seeds are (0, -1); each must be in [0, 2**32)"),
-            ("--l1-radius 0", "l1_radius is 0.0; it must be positive"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            hyper_cleaning.main(words.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["--data", "mnist", "--data-dir", "nowhere"], "not a folder"),
-            (["--num-valid", "5000"], "there are 1438 examples"),
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
-        with pytest.raises(SystemExit, match=message):
-            hyper_cleaning.main([*words, "--out", str(tmp_path)])
-
-    def test_a_diverging_training_stops_with_the_reason(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(tuning, "adjoints", lambda config: {EXACT: hg.Direct()})
-        words = [
-            *SMALL,
-            "--hidden",
-            "3",
-            "--learning-rate",
-            "1e30",
-            "--num-steps",
-            "5",
-            "--out",
-            str(tmp_path),
-        ]
-        with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
-            hyper_cleaning.main(words)
+def test_a_diverging_training_stops_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "adjoints", lambda config: {EXACT: hg.Direct()})
+    words = [*SMALL, "--hidden", "3", "--learning-rate", "1e30", "--num-steps", "5"]
+    words += ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
+        hyper_cleaning.main(words)
 
 
 @pytest.mark.slow

@@ -485,12 +485,3 @@ class TestBench:
         (line,) = path.read_text().splitlines()
         assert json.loads(line)["ratios"] == record["ratios"]
         assert "28 runs of 3 steps" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [("--cases 10", "no case '10'"), ("--repeats 0", "repeats is 0; it must be positive")],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit):
-            bench_sweep.main(words.split())
-        assert message in capsys.readouterr().err
