@@ -16,7 +16,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-gpu bench bench_forward bench_sweep study lint types docs clean
-.PHONY: penguins drmad_study forward_gradient_cnn forward_reverse hyper_cleaning usps_backprop optimizers
+.PHONY: penguins drmad_study drmad_study_long forward_gradient_cnn forward_reverse hyper_cleaning
+.PHONY: usps_backprop optimizers
 
 help:  ## List the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -69,6 +70,10 @@ forward_gradient_cnn: $(INSTALLED)  ## Train a conv net by forward gradients: wh
 
 drmad_study: $(INSTALLED)  ## Follow DrMAD's hypergradients beside exact ones
 	$(PY) -m experiments.$@ $(ARGS)
+
+drmad_study_long: $(INSTALLED)  ## The same over 200,000 steps of MNIST, hours (ARGS="--data-dir FOLDER")
+	$(PY) -m experiments.drmad_study --parts tuning --data mnist --num-steps 200000 \
+	  --num-meta-steps 20 --seeds 0 --out results/drmad_study_long $(ARGS)
 
 forward_reverse: $(INSTALLED)  ## Compare hypergradients in forward, reverse and reversible mode
 	$(PY) -m experiments.$@ $(ARGS)

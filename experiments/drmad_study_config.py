@@ -8,6 +8,7 @@ from experiments.common import option
 
 PARTS = ("tuning", "back", "paths")
 FOLLOWED = ("DrMAD", "exact")
+PATH_DATA = ("digits", "mnist", "cifar10_subset", "cifar10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Config:
     batch_size: int = option(50, "examples a step")
     meta_step_size: float = option(0.07, "what a meta-step changes every s by")
     displacement_factor: float = option(10.0, "DrMAD takes so many times fewer steps back")
-    path_data: str = option("digits", "images of the paths", ("digits", "cifar10_subset"))
+    path_data: str = option("digits", "images of the paths", PATH_DATA)
     path_steps: int = option(300, "training steps of the paths")
     path_batch_size: int = option(20, "its examples a step, at most 1,000")
     path_learning_rate: float = option(0.005, "of the conv net, positive")

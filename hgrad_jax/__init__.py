@@ -92,6 +92,8 @@ from hgrad_jax.training.sweep_result import Sweep as Sweep
 from hgrad_jax.tuning.history import TuningHistory as TuningHistory
 from hgrad_jax.tuning.meta_step import MetaStep as MetaStep
 from hgrad_jax.tuning.meta_step import meta_step as meta_step
+from hgrad_jax.tuning.meta_steps import MetaSteps as MetaSteps
+from hgrad_jax.tuning.meta_steps import meta_steps as meta_steps
 from hgrad_jax.tuning.optimizers import nonnegative_adam as nonnegative_adam
 from hgrad_jax.tuning.optimizers import projected as projected
 from hgrad_jax.tuning.optimizers import sign_descent as sign_descent

@@ -106,6 +106,13 @@ def unravel(vector: Array, like: Layout) -> Any:
     return jax.tree.unflatten(like.treedef, leaves)
 
 
+def strong(tree: Any) -> Any:
+    """Returns the tree without Python numbers' types, which no compiled step would take again."""
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), tree
+    )
+
+
 def spread(prefix: Any, tree: Any, name: str) -> Any:
     """Returns `prefix` repeated to the structure of `tree`, its leaves unchanged.
 

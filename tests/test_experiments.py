@@ -238,6 +238,7 @@ def test_wrong_options(script, words, message, capsys):
         (approximations, "--data mnist"),
         (drmad_study, "--data mnist --parts tuning"),
         (drmad_study, "--path-data cifar10_subset --parts paths"),
+        (drmad_study, "--path-data cifar10 --parts paths"),
         (forward_gradient_cnn, "--data mnist"),
         (forward_reverse, "--data mnist"),
         (hyper_cleaning, "--data mnist"),

@@ -160,8 +160,9 @@ class TestOverlap:
             ((TRAIN[0], PLACES.astype(np.int32), TRAIN[1]), tuple(x[4:6] for x in TRAIN)),
             (TRAIN, (*(x[4:6] for x in TRAIN), np.arange(2))),
             (TRAIN, {"inputs": TRAIN[0][4:6], "labels": TRAIN[1][4:6]}),
+            (TRAIN, (TRAIN[0][4:6].reshape(2, 1, 3), TRAIN[1][4:6])),
         ],
-        ids=["with places", "with places between", "the other way round", "another container"],
+        ids=["with places", "with places between", "the other way round", "container", "shape"],
     )
     def test_copies_are_found(self, train, valid):
         assert shared_examples(train, valid).tolist() == [[4, 0], [5, 1]]

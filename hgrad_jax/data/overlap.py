@@ -1,6 +1,7 @@
 """Examples that two parts of the data have in common."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
@@ -17,11 +18,11 @@ def shared_examples(data: Any, other: Any) -> np.ndarray:
 
     Args:
       data: pytree of arrays [N, *shape].
-      other: pytree of arrays [M, *shape]. Containers do not matter, and one of the two may have
-        more arrays, such as the examples' places: compared are those of the same dtypes and shapes
-        of examples, in order, if that is all of one's arrays, and two or more where the other has
-        more. Where it is not, or there is no common leading axis, no example is the same as
-        another.
+      other: pytree of arrays [M, *shape]. Containers and the shapes of examples do not matter, so
+        that an image is found among flattened ones, and one of the two may have more arrays, such
+        as the examples' places: compared are those of the same dtypes and sizes of examples, in
+        order, if that is all of one's arrays, and two or more where the other has more. Where it is
+        not, or there is no common leading axis, no example is the same as another.
 
     Returns:
       int [K, 2]: for each such example of `other`, in order, the first place in `data` and its own.
@@ -102,7 +103,7 @@ def _next_of_kind(arrays: Iterator[np.ndarray], kind: Any) -> list[np.ndarray]:
 
 
 def _kind(array: np.ndarray) -> Any:
-    return array.dtype, array.shape[1:]
+    return array.dtype, math.prod(array.shape[1:])
 
 
 def _digests(arrays: list[np.ndarray]) -> list[bytes]:

@@ -28,15 +28,50 @@ def require_choices(optimizer: Any, on_bad: Any, records: Any) -> None:
     Raises:
       TypeError: it is something else.
     """
+    require_optimizer(optimizer)
+    if not isinstance(on_bad, Stop | Skip):
+        raise TypeError(f"on_bad is {on_bad!r}; it must be hg.Stop() or hg.Skip().")
+    if records is not None and not isinstance(records, Records):
+        raise TypeError(f"records is {records!r}; it must be an hg.Records(folder) or None.")
+
+
+def require_optimizer(optimizer: Any) -> None:
+    """Raises if it is not an optax transformation.
+
+    Raises:
+      TypeError: it is something else.
+    """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
             "hg.sign_descent(0.1) or optax.adam(0.1)."
         )
-    if not isinstance(on_bad, Stop | Skip):
-        raise TypeError(f"on_bad is {on_bad!r}; it must be hg.Stop() or hg.Skip().")
-    if records is not None and not isinstance(records, Records):
-        raise TypeError(f"records is {records!r}; it must be an hg.Records(folder) or None.")
+
+
+def require_tuned(hparams: Hparams) -> None:
+    """Raises if there is nothing to tune.
+
+    Raises:
+      ValueError: there is not.
+    """
+    if not jax.tree.leaves(hparams):
+        raise ValueError("hparams is an empty tree; there is nothing to tune.")
+
+
+def require_key(key: Any, init_params: Any, num_runs: int, fresh_splits: bool) -> None:
+    """Raises if something random has no key, or initial parameters come from no function of one.
+
+    Raises:
+      ValueError: it has none.
+      TypeError: they do.
+    """
+    if key is None and (num_runs > 1 or fresh_splits or callable(init_params)):
+        raise ValueError(
+            "key is None, but several runs, fresh splits and random initial parameters need one; "
+            "pass key=jax.random.key(0)."
+        )
+    if callable(init_params):
+        require_function(init_params, "init_params(key)", "a function of a key, or parameters")
 
 
 def require_positive(**counts: Any) -> None:

@@ -19,21 +19,20 @@ from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.digest import digest
-from hgrad_jax.functions import require_function
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.training.checkpoints import Store
 from hgrad_jax.training.measure import Measure
 from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.trees import strong
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.loop import Loop, Tuned
 from hgrad_jax.tuning.meta_step import RunHparams, meta_step
 from hgrad_jax.tuning.policies import Skip, Stop
 from hgrad_jax.tuning.program import Outcome, Program, compiled, outcome
 from hgrad_jax.tuning.records import Records
+from hgrad_jax.tuning.seeds import RUNS_ROLE, SPLIT_ROLE, meta_step_key
 from hgrad_jax.tuning.splits import resplit
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
-
-RUNS_ROLE, SPLIT_ROLE = 0, 1
 
 
 def tune(
@@ -152,22 +151,15 @@ def tune(
     checks.require_choices(optimizer, on_bad, records)
     validate.adjoint_serves(adjoint, transition)
     validate.run_functions(batch_fn, key, None)
-    if key is None and (num_runs > 1 or fresh_splits or callable(init_params)):
-        raise ValueError(
-            "key is None, but several runs, fresh splits and random initial parameters need one; "
-            "pass key=jax.random.key(0)."
-        )
-    if callable(init_params):
-        require_function(init_params, "init_params(key)", "a function of a key, or parameters")
+    checks.require_key(key, init_params, num_runs, fresh_splits)
     # Here once for all meta-steps; of strong types, as a compiled step returns them.
     train, valid, test, metrics_args = jax.tree.map(jnp.asarray, (train, valid, test, metrics_args))
     checks.require_data(train, valid, test, metrics, fresh_splits)
-    hparams = _strong(validate.floating(hparams, "hparams"))
-    if not jax.tree.leaves(hparams):
-        raise ValueError("hparams is an empty tree; there is nothing to tune.")
+    hparams = strong(validate.floating(hparams, "hparams"))
+    checks.require_tuned(hparams)
     checks.require_finite_start(hparams, "hparams")
     lengths = checks.lengths(num_steps, num_meta_steps, hparams, hparams_axes, run_hparams)
-    opt_state = _strong(optimizer.init(hparams))
+    opt_state = strong(optimizer.init(hparams))
     params = None if callable(init_params) else validate.floating(init_params, "params")
     checks.require_finite_start(params, "params")
     mesh = on.mesh_of(num_runs, devices, 1 if batch_parts is None else batch_parts)
@@ -180,10 +172,10 @@ def tune(
     def parts(k: int) -> tuple[Data, Data]:
         if not fresh_splits:
             return train, valid
-        return _resplit(train, valid, here(_key(key, SPLIT_ROLE, k)))
+        return _resplit(train, valid, here(meta_step_key(key, SPLIT_ROLE, k)))
 
     def run_key(k: int) -> Array | None:
-        return here(_key(key, RUNS_ROLE, k if fresh_seeds else 0))
+        return here(meta_step_key(key, RUNS_ROLE, k if fresh_seeds else 0))
 
     def one(length, hparams, opt_state, params, train, valid, key):
         step = meta_step(
@@ -261,18 +253,7 @@ def tune(
         return loop.to_the_end(hparams, opt_state, store, records, progress)
 
 
-def _strong(tree: Any) -> Any:
-    """Returns the tree without Python numbers' types, which no compiled step would take again."""
-    return jax.tree.map(
-        lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), tree
-    )
-
-
 _resplit = jax.jit(resplit)
-
-
-def _key(key: Array | None, role: int, k: int) -> Array | None:
-    return None if key is None else jax.random.fold_in(jax.random.fold_in(key, role), k)
 
 
 def _jitted(function: Callable[..., Outcome], mesh: Mesh | None, num_runs: int) -> Any:

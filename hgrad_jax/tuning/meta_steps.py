@@ -1,0 +1,160 @@
+"""A whole tuning as one pure function: `meta_step` under `lax.scan`.
+
+What it does not do, and `tune` does: records, metrics, stopping, lengths that grow. In exchange it
+runs under `jit` and `vmap`, so that many tunings are side by side: of other first hyperparameters,
+other learning rates of the optimizer, other seeds.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hgrad_jax import validate
+from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.hypergradient import Objective
+from hgrad_jax.trajectory import all_finite
+from hgrad_jax.trees import strong
+from hgrad_jax.tuning import checks
+from hgrad_jax.tuning.meta_step import RunHparams, meta_step
+from hgrad_jax.tuning.seeds import RUNS_ROLE, SPLIT_ROLE, meta_step_key
+from hgrad_jax.tuning.splits import resplit
+from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
+
+
+class MetaSteps(NamedTuple):
+    """A tuning of K meta-steps, each of R runs.
+
+    Attributes:
+      hparams: after the last meta-step; NaN if a hypergradient could not be used.
+      opt_state: the optimizer's state after the last.
+      path: like the hyperparameters, before each meta-step: leading axis `[K]`.
+      value: `[K, R]`, the objective of each run.
+      gradient: like the hyperparameters, the mean hypergradient of each meta-step: `[K, ...]`.
+      info: the BackwardInfo of each run, leading axes `[K, R]`; outside `jit`, `hg.check(info)`
+        raises if anything went wrong.
+    """
+
+    hparams: Hparams
+    opt_state: Any
+    path: Hparams
+    value: Array
+    gradient: Hparams
+    info: BackwardInfo
+
+
+def meta_steps(
+    objective: Objective,
+    transition: Transition,
+    init_params: Params | Callable[[Array], Params],
+    hparams: Hparams,
+    train: Data,
+    valid: Data = None,
+    *,
+    num_steps: int,
+    num_meta_steps: int,
+    optimizer: optax.GradientTransformation,
+    key: Array | None = None,
+    num_runs: int = 1,
+    fresh_seeds: bool = True,
+    fresh_splits: bool = False,
+    batch_fn: BatchFn | None = None,
+    hparams_axes: Any = None,
+    run_hparams: RunHparams | None = None,
+    adjoint: Adjoint = Direct(),
+) -> MetaSteps:
+    """Tunes hyperparameters as `tune` does, with the same seeds, as a pure function.
+
+    It runs under `jit` and `vmap`, and is a `run` for `sweep` and `over_devices`. One meta-step is
+    compiled, whatever their number. A hypergradient that is not finite makes the hyperparameters
+    NaN from there on, whatever the optimizer would make of it, so that a tuning that failed cannot
+    be taken for one that did not; the others of a `vmap` go on.
+
+    Args:
+      objective: as `tune`.
+      transition: any rule.
+      init_params: as `tune`.
+      hparams: what the tuning starts from, a pytree of floating-point arrays.
+      train: pytree of arrays that batches are made from.
+      valid: pytree of arrays for the objective.
+      num_steps: T, of each run.
+      num_meta_steps: K, a positive int.
+      optimizer: any optax transformation. Its own settings may be traced: build it inside the
+        function that is mapped.
+      key: as `tune`.
+      num_runs: R, how many runs are side by side in a meta-step.
+      fresh_seeds: as `tune`.
+      fresh_splits: as `tune`.
+      batch_fn: as `unroll`.
+      hparams_axes: as `unroll`, of the hyperparameters of a run.
+      run_hparams: as `tune`.
+      adjoint: how the runs are differentiated.
+
+    Returns:
+      The MetaSteps. Its flags are not read here.
+
+    Raises:
+      ValueError, TypeError: on inputs that do not fit together.
+
+    Example:
+      Three tunings side by side, each of two runs, from other learning rates:
+
+      >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
+      >>> def loss(params, hparams, batch, key):
+      ...     return jnp.sum((params - 3.0) ** 2)
+      >>> def tuning(learning_rate):
+      ...     return hg.meta_steps(
+      ...         lambda params, hparams, valid: loss(params, hparams, valid, None), hg.sgd(loss),
+      ...         lambda key: jax.random.normal(key, (2,)), {"learning_rate": learning_rate}, None,
+      ...         num_steps=5, num_meta_steps=10, optimizer=hg.sign_descent(0.01), num_runs=2,
+      ...         key=jax.random.key(0),
+      ...     )
+      >>> out = jax.jit(jax.vmap(tuning))(jnp.array([0.05, 0.1, 0.2]))
+      >>> out.hparams["learning_rate"].round(3), hg.check(out.info).is_finite.shape
+      (Array([0.15, 0.2 , 0.3 ], dtype=float32), (3, 10, 2))
+    """
+    checks.require_positive(num_meta_steps=num_meta_steps, num_runs=num_runs)
+    checks.require_optimizer(optimizer)
+    hparams = strong(validate.floating(hparams, "hparams"))
+    checks.require_tuned(hparams)
+    if callable(num_steps):
+        raise TypeError(
+            "num_steps is a function, but one program has runs of one length; pass an int, or tune."
+        )
+    checks.lengths(num_steps, 1, hparams, hparams_axes, run_hparams)
+    checks.require_key(key, init_params, num_runs, fresh_splits)
+
+    def step(carry: tuple[Hparams, Any], k: Array) -> tuple[tuple[Hparams, Any], Any]:
+        hparams, opt_state = carry
+        parts = train, valid
+        if fresh_splits and (split_key := meta_step_key(key, SPLIT_ROLE, k)) is not None:
+            parts = resplit(train, valid, split_key)
+        taken = meta_step(
+            objective,
+            transition,
+            init_params,
+            hparams,
+            opt_state,
+            *parts,
+            num_steps=num_steps,
+            optimizer=optimizer,
+            key=meta_step_key(key, RUNS_ROLE, k if fresh_seeds else 0),
+            num_runs=num_runs,
+            batch_fn=batch_fn,
+            hparams_axes=hparams_axes,
+            run_hparams=run_hparams,
+            adjoint=adjoint,
+        )
+        # An optimizer may make numbers of a NaN, and go on as if nothing had happened.
+        is_sound = all_finite((hparams, taken.gradient))
+        after = jax.tree.map(lambda x: jnp.where(is_sound, x, jnp.nan), taken.hparams)
+        found = taken.found
+        checks.require_stable(carry, (after, taken.opt_state))
+        return (after, taken.opt_state), (hparams, found.value, taken.gradient, found.info)
+
+    start = hparams, strong(optimizer.init(hparams))
+    end, (path, value, gradient, info) = jax.lax.scan(step, start, jnp.arange(num_meta_steps))
+    return MetaSteps(*end, path, value, gradient, info)
