@@ -6,6 +6,10 @@ respect to s, one scale for every weight, is computed by DrMAD and its successor
 implicitly, along waypoints, and exactly. Printed is a table for each number of steps; written are a
 line of JSON each and one figure: the cosine with the exact hypergradient against compiled memory,
 so that one sees which method is dominated by which.
+
+Examples:
+    python -m experiments.approximations --data mnist --data-dir FOLDER
+    python -m experiments.approximations --num-steps 2000 20000
 """
 
 import dataclasses
@@ -147,7 +151,6 @@ def main(argv: Sequence[str] | None = None) -> list[hg.Comparison]:
     Raises:
       SystemExit: after --help, or with a message on what is wrong: an option, or the data.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     found = []
     try:

@@ -6,6 +6,10 @@ steps and T gradients with Hessian-vector products. Both are written by hand as 
 in the same run, in turn with every way that the library differentiates; their sum is the floor.
 Timed is a compiled program until its results are there, after a call to warm up. Temporary memory
 is what the compiler says of the program. The hypergradients are compared with each other.
+
+Examples:
+    python -m experiments.bench --quick
+    python -m experiments.bench --cases mlp-1000 cnn-1000 --data-dir FOLDER
 """
 
 import dataclasses
@@ -186,7 +190,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
       SystemExit: after --help, or with a message on what is wrong: an option, the data, or a
         hypergradient that is not finite.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     # Compiling is measured, too: what an earlier process has compiled must not be found.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -6,6 +6,9 @@ until the results are there. The sweep has a device for each core, as `jax_num_c
 them; the loop has all cores for each of its products. Told is the ratio of the least times, and
 how far the results are apart (runs that leave the plausible have rounding errors of their own: the
 learning rates do not).
+
+Examples:
+    python -m experiments.bench_sweep --repeats 3
 """
 
 import dataclasses
@@ -131,7 +134,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     Raises:
       SystemExit: after --help, or with a message on a wrong option.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     if config.num_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.num_devices)

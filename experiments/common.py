@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import importlib.metadata
+import inspect
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
+import textwrap
 import tomllib
 import types
 import typing
@@ -35,7 +38,7 @@ def option(default: Any, explanation: str, choices: Sequence[Any] | None = None)
     return dataclasses.field(default=default, metadata={"help": explanation, "choices": choices})
 
 
-def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -> C:
+def parse(config_class: type[C], argv: Sequence[str] | None, description: str | None) -> C:
     """Returns the configuration that a command line asks for.
 
     A field `num_steps` is the option `--num-steps`. Its type is the annotation: str, int, float,
@@ -45,7 +48,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
       config_class: a frozen dataclass whose fields are `option`s. A ValueError of its
         `__post_init__` ends the program as a wrong option does.
       argv: the words after the program's name; None for those of this process.
-      description: what --help says about the program.
+      description: what --help says about the program, often its docstring: paragraphs, lists whose
+        items begin with "- ", and lines with four spaces before them, which stay as they are.
 
     Raises:
       SystemExit: 0 after --help; 2 after a message for wrong options.
@@ -57,11 +61,17 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
     >>> parse(Config, ["--widths", "7"], "An example.")
     Config(num_steps=100, widths=(7,))
     """
-    module = config_class.__module__
+    module = config_class.__module__.removesuffix("_config")
     spec = sys.modules["__main__"].__spec__
     is_ours = spec is not None and spec.name.startswith("experiments.")
     name = spec.name if spec is not None and is_ours else module
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
+    prog = f"python -m {name}"
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=inspect.cleandoc(description or ""),
+        formatter_class=_HelpFormatter,
+    )
     hints = typing.get_type_hints(config_class)
     fields = dataclasses.fields(typing.cast(Any, config_class))
     for field in fields:
@@ -112,6 +122,30 @@ def write_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> 
         os.fsync(file.fileno())
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps a description paragraph by paragraph, where argparse makes one of all."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = (re.split(r"\n(?=- |    )", block) for block in text.split("\n\n"))
+        return "\n\n".join(
+            "\n".join(_wrapped(line, width, indent) for line in block) for block in blocks
+        )
+
+
+def _wrapped(text: str, width: int, indent: str) -> str:
+    """Returns a paragraph or an item of a list in lines of at most `width`; a command as it is."""
+    if text.startswith("    "):
+        return indent + text
+    return textwrap.fill(
+        " ".join(text.split()),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + ("  " if text.startswith("- ") else ""),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
@@ -122,9 +156,13 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, hint:
         shown = shlex.join(map(str, shown))
     elif hint is bool:
         settings = {"action": argparse.BooleanOptionalAction}
+        shown = "on" if shown else "off"
     if not settings.get("choices"):
         settings |= {} if hint is bool else {"metavar": field.name.rpartition("_")[2].upper()}
-    explanation = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
+    explanation = field.metadata["help"]
+    if shown is not None:
+        explanation += f" (default: {shown})"
+    explanation = explanation.replace("%", "%%")
     flag = "--" + field.name.replace("_", "-")
     parser.add_argument(flag, default=field.default, help=explanation, **settings)
 

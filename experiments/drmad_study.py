@@ -15,6 +15,10 @@ original could not afford. The parts:
 A part's records are files under `--out`; the same command goes on from them, and draws the figures
 from them. `--sharing weight --follow exact --num-meta-steps 1` is a single exact hypergradient of a
 scale for every weight.
+
+Examples:
+    python -m experiments.drmad_study --parts tuning back --num-steps 200 2000
+    python -m experiments.drmad_study --data mnist --data-dir FOLDER
 """
 
 import dataclasses
@@ -32,12 +36,14 @@ from experiments import drmad_study_report as report
 from experiments import drmad_study_tuning as tuning
 from experiments.common import environment, parse, write_json_line
 from experiments.drmad_study_config import Config
+from experiments.drmad_study_problem import start
+from experiments.drmad_study_records import journal
 from hgrad_jax.data import DataUnavailableError
 
 
 def run_tuning(config: Config) -> report.Tunings:
     """Tunes as far as is not recorded yet, and returns all records."""
-    starts = functools.cache(functools.partial(tuning.start, config))
+    starts = functools.cache(functools.partial(start, config))
     found: report.Tunings = {}
     for num_steps in config.num_steps:
         # Compiled when the first meta-step needs it, once for all seeds and both signs.
@@ -50,7 +56,7 @@ def run_tuning(config: Config) -> report.Tunings:
                     *(config, num_steps, follow, seed, compiled, starts(seed)),
                     say=functools.partial(print, flush=True),
                 )
-                records = tuning.journal(config, num_steps, follow, seed).records
+                records = journal(config, num_steps, follow, seed).records
                 found[num_steps, follow, seed] = records[: config.num_meta_steps]
     return found
 
@@ -98,7 +104,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
       SystemExit: after --help, or with a message on what is wrong: an option, the data, records of
         other settings, or a hypergradient that `hg.check` refuses.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     try:
         return run(config)

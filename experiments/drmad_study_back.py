@@ -13,6 +13,8 @@ import numpy as np
 import hgrad_jax as hg
 from experiments import drmad_study_tuning as tuning
 from experiments.drmad_study_config import Config
+from experiments.drmad_study_problem import problem, start
+from experiments.drmad_study_records import SETTINGS, Journal, journal
 from hgrad_jax.diagnostics.cotangents import CotangentNorms
 from hgrad_jax.diagnostics.reversal import ReversalErrors
 
@@ -33,12 +35,12 @@ def measure(config: Config, num_steps: int) -> None:
     if book.records:
         return
     seed, k = config.seeds[0], _meta_step(config, num_steps)
-    given = tuning.start(config, seed)
+    given = start(config, seed)
     scales = given.scales
     if k:
-        records = tuning.journal(config, num_steps, "DrMAD", seed).records
+        records = journal(config, num_steps, "DrMAD", seed).records
         scales = tuning.scales_before(given, records, k)
-    what = tuning.problem(config)
+    what = problem(config)
     run = {"num_steps": num_steps, "batch_fn": what.batch_fn}
     exactly = hg.Reversible(smallest_decay=config.momentum)
     args = (given.params, scales, given.images.train)
@@ -95,16 +97,16 @@ def errors_of(record: dict[str, Any]) -> ReversalErrors:
 
 
 def _meta_step(config: Config, num_steps: int) -> int:
-    tuned = tuning.journal(config, num_steps, "DrMAD", config.seeds[0])
+    tuned = journal(config, num_steps, "DrMAD", config.seeds[0])
     return min(META_STEP, len(tuned.records))
 
 
-def _journal(config: Config, num_steps: int) -> tuning.Journal:
-    settings = {name: getattr(config, name) for name in tuning.SETTINGS}
+def _journal(config: Config, num_steps: int) -> Journal:
+    settings = {name: getattr(config, name) for name in SETTINGS}
     settings |= {"num_steps": num_steps, "seed": config.seeds[0]}
     k = _meta_step(config, num_steps)
     name = f"{config.data}_{config.sharing}_{num_steps}_{config.seeds[0]}_at_{k}.jsonl"
-    return tuning.Journal(Path(config.out) / "back" / name, settings | {"meta_step": k})
+    return Journal(Path(config.out) / "back" / name, settings | {"meta_step": k})
 
 
 @functools.cache

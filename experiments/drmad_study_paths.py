@@ -16,7 +16,7 @@ from flax import linen as nn
 
 import hgrad_jax as hg
 from experiments.drmad_study_config import Config
-from experiments.drmad_study_tuning import Journal
+from experiments.drmad_study_records import Journal
 from hgrad_jax.data import Dataset, load, minibatches, split
 from hgrad_jax.diagnostics.distances import Distances
 from hgrad_jax.diagnostics.projections import Projections

@@ -1,17 +1,8 @@
-"""Meta-steps of the study of DrMAD: three hypergradients each, and a step along one's signs.
-
-Initial weights and batches are those of the first meta-step, since a hyperparameter of a unit means
-something only as long as the symmetry between units breaks the same way. The records of a tuning
-are a file of JSON lines, the first of which says what was tuned; from them a tuning goes on where
-it was killed, with the same bits.
-"""
+"""Meta-steps of the study of DrMAD: three hypergradients each, and a step along one's signs."""
 
 import functools
-import json
-import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,46 +11,14 @@ import numpy as np
 import optax
 
 import hgrad_jax as hg
-from experiments import rescaled_mlp
-from experiments.common import environment
 from experiments.drmad_study_config import Config
+from experiments.drmad_study_problem import Problem, Start, adjoints, problem
+from experiments.drmad_study_records import journal
 from experiments.rescaled_mlp import Images
-from hgrad_jax.data import Dataset, minibatches
+from hgrad_jax.data import Dataset
 from hgrad_jax.diagnostics.comparison import cosine
 from hgrad_jax.models import MLP, classification_metrics
-from hgrad_jax.models.initializers import scaled_normal
 from hgrad_jax.trajectory import Trajectory, first_state, inputs
-from hgrad_jax.tuning.records import plain, write_whole
-
-# What a tuning depends on; a longer one goes on from a shorter one.
-SETTINGS = (
-    *("data", "sharing", "log_scale", "log_penalty", "log_init", "learning_rate", "momentum"),
-    *("batch_size", "meta_step_size", "displacement_factor"),
-)
-
-
-class Problem(NamedTuple):
-    """What is trained and judged.
-
-    Attributes:
-      model: the network.
-      objective: `objective(z, scales, examples)`, the validation loss.
-      rule: momentum on the training loss.
-      batch_fn: the same order of the images in every epoch.
-    """
-
-    model: MLP
-    objective: Any
-    rule: hg.Transition
-    batch_fn: Any
-
-
-class Start(NamedTuple):
-    """What a seed determines: the images, the initial z, and the first scales."""
-
-    images: Images
-    params: Any
-    scales: Any
 
 
 class Programs(NamedTuple):
@@ -74,41 +33,6 @@ class Programs(NamedTuple):
     hypergradients: dict[str, Callable[..., Any]]
     temp_bytes: dict[str, int | None]
     metrics: Callable[..., Any]
-
-
-def problem(config: Config) -> Problem:
-    """Returns the problem, which holds no array."""
-    init = scaled_normal(math.exp(config.log_init))
-    model = rescaled_mlp.make_model(init, init)
-    rule = hg.momentum(
-        rescaled_mlp.training_loss(model, config.log_penalty),
-        learning_rate=config.learning_rate,
-        momentum=config.momentum,
-    )
-    objective = rescaled_mlp.validation_loss(model)
-    return Problem(model, objective, rule, minibatches(config.batch_size))
-
-
-def start(config: Config, seed: int) -> Start:
-    """Returns what a seed determines.
-
-    Raises:
-      DataUnavailableError: the data are not there.
-    """
-    images = rescaled_mlp.load_images(config.data, config.data_dir, seed)
-    params = rescaled_mlp.initial_params(problem(config).model, images, seed)
-    sharings = {"unit": hg.hyper.per_output_unit(), "weight": hg.hyper.per_parameter()}
-    return Start(images, params, sharings[config.sharing].init(params, config.log_scale))
-
-
-def adjoints(config: Config) -> dict[str, hg.Adjoint]:
-    """Returns what is compared, by name."""
-    displacement = hg.EarlyDisplacement(factor=config.displacement_factor)
-    return {
-        "exact": hg.Reversible(smallest_decay=config.momentum),
-        "DrMAD": hg.DrMAD(displacement),
-        "DrMAD2": hg.DrMAD2(reverse_steps=displacement),
-    }
 
 
 def programs(config: Config, num_steps: int, first: Start) -> Programs:
@@ -164,63 +88,6 @@ def meta_step(
     return record, optax.apply_updates(given.scales, update)
 
 
-class Journal:
-    """The records of one tuning in a file, which is written whole at every meta-step.
-
-    Raises:
-      ValueError: the file is of another tuning, or none.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._path = path
-        self.records: list[dict[str, Any]] = []
-        self._head = {"experiment": "drmad_study", "settings": dict(settings)}
-        if not path.exists():
-            self._head["environment"] = environment()
-            return
-        try:
-            self._head, *self.records = map(json.loads, path.read_text("utf-8").splitlines())
-            theirs = self._head["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no record of a tuning; delete it.") from error
-        differ = [name for name in settings if theirs.get(name) != settings[name]]
-        if differ:
-            raise ValueError(
-                f"{path} is of another tuning, which differs in {', '.join(differ)}; name another "
-                "folder as out, or delete it to start anew."
-            )
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Appends a record, which is on the disk on return."""
-        self.records.append(plain({"meta_step": len(self.records), **record}))
-        lines = [self._head, *self.records]
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_whole(self._path, text.encode())
-
-
-def journal(config: Config, num_steps: int, follow: str, seed: int) -> Journal:
-    """Returns the records of a tuning as far as it has come.
-
-    Raises:
-      ValueError: what is in their place is of another tuning.
-    """
-    settings = {name: getattr(config, name) for name in SETTINGS}
-    settings |= {"num_steps": num_steps, "follow": follow, "seed": seed}
-    name = f"{config.data}_{config.sharing}_{num_steps}_{follow}_{seed}.jsonl"
-    return Journal(Path(config.out) / "meta_steps" / name, settings)
-
-
-def scales_before(given: Start, records: list[dict[str, Any]], meta_step: int) -> Any:
-    """Returns the scales that a meta-step starts with, from the records of those before it."""
-    if meta_step == 0:
-        return given.scales
-    values = np.asarray(records[meta_step - 1]["scales_after"], np.float32)
-    leaves, treedef = jax.tree.flatten(given.scales)
-    parts = np.split(values, np.cumsum([leaf.size for leaf in leaves])[:-1])
-    shaped = [jnp.asarray(x.reshape(leaf.shape)) for x, leaf in zip(parts, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, shaped)
-
-
 def tune(
     config: Config, num_steps: int, follow: str, seed: int, compiled: Any, given: Start, say: Any
 ) -> None:
@@ -250,6 +117,17 @@ def tune(
             f"{last['value']:.4f}, test error {last['test_error']:.2%}, cosine of DrMAD "
             f"{_shown(last['cosine']['DrMAD'])}, of DrMAD2 {_shown(last['cosine']['DrMAD2'])}"
         )
+
+
+def scales_before(given: Start, records: list[dict[str, Any]], meta_step: int) -> Any:
+    """Returns the scales that a meta-step starts with, from the records of those before it."""
+    if meta_step == 0:
+        return given.scales
+    values = np.asarray(records[meta_step - 1]["scales_after"], np.float32)
+    leaves, treedef = jax.tree.flatten(given.scales)
+    parts = np.split(values, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    shaped = [jnp.asarray(x.reshape(leaf.shape)) for x, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, shaped)
 
 
 def flattened(tree: Any) -> np.ndarray:

@@ -10,6 +10,10 @@ and the same initial weights, so that whatever differs is rounding.
 Then the same hyperparameters are learned in real time, during one training, beside the training
 that keeps them. Printed are two tables; written are figures, a line of JSON for each meta-step and
 mode, and one for the real-time run.
+
+Examples:
+    python -m experiments.forward_reverse --data mnist --data-dir FOLDER
+    python -m experiments.forward_reverse --model cnn --modes reversible --x64
 """
 
 import contextlib
@@ -253,7 +257,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
       SystemExit: after --help, or with a message on what is wrong: an option, the data, or a
         hypergradient that `hg.check` refuses.
     """
-    assert __doc__ is not None
     config = parse(Config, argv, __doc__)
     try:
         with jax.enable_x64(True) if config.x64 else contextlib.nullcontext():

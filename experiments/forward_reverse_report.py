@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: it needs no display and keeps no global state
 from matplotlib.ticker import MaxNLocator
 
-from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.diagnostics.text_table import aligned, in_bytes
 
 Record = dict[str, Any]
 
@@ -147,25 +147,34 @@ def _differences(modes: dict[str, list[Record]], title: str, eps: float) -> Figu
 
 
 def _costs(modes: dict[str, list[Record]], title: str) -> Figure:
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     figure.suptitle(f"one hypergradient: {title}")
     left, right = figure.subplots(1, 2)
     places = np.arange(len(modes))
+    least = {
+        key: np.array([min(record[key] for record in each) for each in modes.values()])
+        for key in ("seconds", "cpu_seconds")
+    }
+    unit, factor = ("seconds", 1) if max(map(np.max, least.values())) >= 1 else ("ms", 1000)
     for offset, key, label in ((-0.2, "seconds", "wall clock"), (0.2, "cpu_seconds", "CPU")):
-        least = [min(record[key] for record in each) for each in modes.values()]
-        bars = left.bar(places + offset, least, 0.4, label=label)
-        left.bar_label(bars, [f"{x:.3g}" for x in least], fontsize=8)
-    left.set(ylabel="seconds, the least of the meta-steps")
+        bars = left.bar(places + offset, factor * least[key], 0.4, label=label)
+        left.bar_label(bars, [f"{factor * x:.3g}" for x in least[key]], fontsize=8)
+    left.set(ylabel=f"{unit}, the least of the meta-steps")
     left.legend()
-    megabytes = [(each[0]["temp_bytes"] or np.nan) / 1e6 for each in modes.values()]
+    temp_bytes = [each[0]["temp_bytes"] for each in modes.values()]
+    megabytes = np.array([np.nan if x is None else x / 1e6 for x in temp_bytes])
     bars = right.bar(places, megabytes, 0.6, color="C2")
-    right.bar_label(
-        bars, [_megabytes(each[0]["temp_bytes"]) for each in modes.values()], fontsize=8
-    )
-    right.set(ylabel="compiled temporaries, MB", yscale="log")
+    shown = ["unknown" if x is None else in_bytes(x) for x in temp_bytes]
+    right.bar_label(bars, shown, fontsize=8)
+    right.set(ylabel="compiled temporaries, MB")
+    known = megabytes[megabytes > 0]
+    if known.size and known.max() > 10 * known.min():
+        decades = np.floor(np.log10(known.min())), np.ceil(np.log10(1.3 * known.max()))
+        right.set(yscale="log", ylim=[10.0**x for x in decades])
     for axes in (left, right):
         axes.set_xticks(places, list(modes))
-        axes.margins(y=0.12)
+    left.margins(y=0.25)  # room for the legend
+    right.margins(y=0.1)
     return figure
 
 

@@ -11,6 +11,10 @@ fully connected networks), in images times 255 less their mean, as there:
 
 Validation is on the data set's own test part, by which nothing is chosen here. Printed is a table,
 written are a figure and a line of JSON for each study.
+
+Examples:
+    python -m experiments.optimizers --study rules --rules-num-epochs 10
+    python -m experiments.optimizers --data cifar10_subset --data-dir FOLDER
 """
 
 import dataclasses
@@ -243,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     Raises:
       SystemExit: after --help, or with a message on what is wrong with an option or the data.
     """
-    config = parse(Config, argv, "Compares update rules, and trains with batch normalization.")
+    config = parse(Config, argv, __doc__)
     try:
         parts = load_data(config)
     except (DataUnavailableError, ValueError) as error:

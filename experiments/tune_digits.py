@@ -6,6 +6,10 @@ several networks from fresh seeds, runs the trainings backwards (`hg.Reversible(
 step of Adam. What was gained is measured on seeds that were not tuned on, and on a test set that no
 gradient has seen. Written to `--out`: `result.jsonl`, three figures, and a folder of the tuning's
 records and checkpoints; the same command goes on from them.
+
+Examples:
+    python -m experiments.tune_digits --data mnist --data-dir FOLDER
+    python -m experiments.tune_digits --num-meta-steps 40 --seed 1
 """
 
 import dataclasses
@@ -252,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
       SystemExit: after --help, or with a message on what is wrong: an option, the data, or a
         hypergradient that `hg.check` refuses.
     """
-    config = parse(Config, argv, "Tunes hyperparameters of a digits classifier by hypergradients.")
+    config = parse(Config, argv, __doc__)
     try:
         data = load_data(config)
     except (DataUnavailableError, ValueError) as error:  # more examples than there are

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import hgrad_jax as hg
 from experiments import drmad_study, rescaled_mlp
 from experiments import drmad_study_back as back
 from experiments import drmad_study_paths as paths
+from experiments import drmad_study_problem as problem
+from experiments import drmad_study_records as records
 from experiments import drmad_study_report as report
 from experiments import drmad_study_tuning as tuning
 from experiments.common import parse
@@ -25,7 +28,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def compiled():
     config = parse(Config, TINY, "")
-    return tuning.programs(config, NUM_STEPS, tuning.start(config, 3))
+    return tuning.programs(config, NUM_STEPS, problem.start(config, 3))
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +48,21 @@ def walked(tmp_path_factory):
 
 
 def records_of(config, follow):
-    return tuning.journal(config, NUM_STEPS, follow, 3).records
+    return records.journal(config, NUM_STEPS, follow, 3).records
 
 
-def without_times(records):
-    return [{name: x for name, x in record.items() if name != "seconds"} for record in records]
+def without_times(lines):
+    return [{name: x for name, x in line.items() if name != "seconds"} for line in lines]
 
 
 class TestTuning:
     def test_cosines_and_norms_are_those_of_compare(self, done):
         config = done[1]
-        what, given = tuning.problem(config), tuning.start(config, 3)
-        records = records_of(config, "exact")
-        adjoints = tuning.adjoints(config)
+        what, given = problem.problem(config), problem.start(config, 3)
+        lines = records_of(config, "exact")
+        adjoints = problem.adjoints(config)
         found = hg.compare(
-            *(what.objective, what.rule, given.params, tuning.scales_before(given, records, 1)),
+            *(what.objective, what.rule, given.params, tuning.scales_before(given, lines, 1)),
             *given.images[:2],
             num_steps=NUM_STEPS,
             batch_fn=what.batch_fn,
@@ -67,7 +70,7 @@ class TestTuning:
             repeats=0,
         )
         stored, drmad = found.rows
-        record = records[1]
+        record = lines[1]
         assert record["value"] == pytest.approx(stored.value, rel=1e-5)
         assert record["valid_loss"] == pytest.approx(stored.value, rel=1e-5)
         assert record["norm"]["exact"] == pytest.approx(stored.norm, rel=1e-4)
@@ -79,7 +82,7 @@ class TestTuning:
 
     def test_steps_are_taken_along_the_signs_of_the_one_that_is_followed(self, done):
         config = done[1]
-        first = tuning.flattened(tuning.start(config, 3).scales)
+        first = tuning.flattened(problem.start(config, 3).scales)
         after = {
             name: np.array(records_of(config, name)[0]["scales_after"])
             for name in ("DrMAD", "exact")
@@ -100,12 +103,12 @@ class TestTuning:
     def test_a_tuning_that_was_killed_goes_on_with_the_same_bits(self, done, compiled):
         config = done[1]
         whole = records_of(config, "DrMAD")
-        (path,) = (tuning.Path(config.out) / "meta_steps").glob("*DrMAD*")
+        (path,) = (Path(config.out) / "meta_steps").glob("*DrMAD*")
         text = path.read_text()
         path.write_text("".join(text.splitlines(keepends=True)[:-1]))
         assert len(records_of(config, "DrMAD")) == 1
         lines = []
-        given = tuning.start(config, 3)
+        given = problem.start(config, 3)
         tuning.tune(config, NUM_STEPS, "DrMAD", 3, lambda: compiled, given, lines.append)
         assert without_times(records_of(config, "DrMAD")) == without_times(whole)
         (line,) = lines
@@ -123,12 +126,12 @@ class TestTuning:
     def test_a_file_that_is_none_is_refused(self, tmp_path):
         (tmp_path / "x.jsonl").write_text("{}")
         with pytest.raises(ValueError, match="no record of a tuning"):
-            tuning.Journal(tmp_path / "x.jsonl", {"seed": 0})
+            records.Journal(tmp_path / "x.jsonl", {"seed": 0})
 
     def test_what_is_not_finite_is_null_and_a_gap(self, tmp_path, done):
-        book = tuning.Journal(tmp_path / "x.jsonl", {"seed": 0})
+        book = records.Journal(tmp_path / "x.jsonl", {"seed": 0})
         book.add(records_of(done[1], "exact")[0] | {"cosine": {"DrMAD": np.nan, "DrMAD2": 0.5}})
-        (record,) = tuning.Journal(tmp_path / "x.jsonl", {"seed": 0}).records
+        (record,) = records.Journal(tmp_path / "x.jsonl", {"seed": 0}).records
         assert record["cosine"] == {"DrMAD": None, "DrMAD2": 0.5}
         (row,) = report.summary({(20, "exact", 0): [record]})
         assert np.isnan(row["cosine"]["DrMAD"][0])
@@ -136,7 +139,7 @@ class TestTuning:
 
     @pytest.mark.parametrize(("sharing", "count"), [("unit", 320), ("weight", 8860)])
     def test_a_scale_for_every_unit_or_weight(self, sharing, count):
-        given = tuning.start(Config(sharing=sharing), 0)
+        given = problem.start(Config(sharing=sharing), 0)
         scales = tuning.flattened(given.scales)
         np.testing.assert_allclose(scales, np.full(count, 0.2), rtol=1e-6)
         weights = tuning.flattened(given.params)
@@ -151,7 +154,7 @@ class TestBack:
         assert record["exact_mismatches"] == 0
         assert record["norms"]["steps"] == list(range(NUM_STEPS))
 
-        what, given = tuning.problem(config), tuning.start(config, 3)
+        what, given = problem.problem(config), problem.start(config, 3)
         scales = tuning.scales_before(given, records_of(config, "DrMAD"), 2)
 
         @jax.jit
@@ -203,7 +206,7 @@ class TestPaths:
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["paths", "distances"])
     def test_a_figure_is_an_image_with_something_on_it(self, walked, name):
-        image = imread(tuning.Path(walked[1].out) / f"{name}.png")
+        image = imread(Path(walked[1].out) / f"{name}.png")
         assert min(image.shape[:2]) >= 400
         assert image[..., :3].std() > 0.05
 
@@ -221,7 +224,7 @@ class TestPaths:
 class TestProgram:
     def test_the_result_is_one_line(self, done):
         result, config = done
-        (line,) = (tuning.Path(config.out) / "results.jsonl").read_text().splitlines()
+        (line,) = (Path(config.out) / "results.jsonl").read_text().splitlines()
         read = json.loads(line)
         assert read["config"]["seeds"] == [3]
         assert set(read) >= {"environment", "tuning", "back", "seconds"}
@@ -238,48 +241,9 @@ class TestProgram:
         ["norms", "cosines", "errors", "accumulated", "reversal"],
     )
     def test_a_figure_is_an_image_with_something_on_it(self, done, name):
-        image = imread(tuning.Path(done[1].out) / f"{name}.png")
+        image = imread(Path(done[1].out) / f"{name}.png")
         assert min(image.shape[:2]) >= 400
         assert image[..., :3].std() > 0.05
-
-    def test_help(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            drmad_study.main(["--help"])
-        assert stop.value.code == 0
-        assert "--displacement-factor" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data digitz", "invalid choice: 'digitz'"),
-            ("--num-steps 200 5", "num_steps has 5; it must be at least 20"),
-            ("--seeds 1 1", "must not name one twice"),
-            ("--momentum 1", "momentum is 1.0; it must be in"),
-            ("--num-meta-steps 0", "num_meta_steps is 0; it must be at least 1"),
-            ("--batch-size 1001", "batch_size is 1001, but there are 1000 training images"),
-            ("--learning-rate -1", "learning_rate is -1.0; it must be positive"),
-            ("--parts tunes", "parts has 'tunes'; choose from tuning, back, paths"),
-            ("--follow none", "follow has 'none'; choose from DrMAD, exact"),
-            ("--path-batch-size 2000", "path_batch_size is 2000"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            drmad_study.main(words.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        "words",
-        [
-            ["--data", "mnist", "--parts", "tuning"],
-            ["--path-data", "cifar10_subset", "--parts", "paths"],
-            ["--path-data", "cifar10", "--parts", "paths"],
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, tmp_path):
-        with pytest.raises(SystemExit, match="error: data_dir is nowhere, which is not a folder"):
-            drmad_study.main([*words, "--data-dir", "nowhere", "--out", str(tmp_path)])
 
     def test_the_parts_of_the_data_are_disjoint(self):
         images = rescaled_mlp.load_images("digits", None, 1)

@@ -1,23 +1,47 @@
+"""What all experiments share: the command line, its --help and its refusals, and JSON lines."""
+
 import dataclasses
-import functools
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import keystr
-from jax.tree_util import tree_leaves_with_path as leaves_with_path
-from matplotlib.image import imread
 
-import hgrad_jax as hg
-from experiments import approximations, tune_digits
+from experiments import (
+    approximations,
+    bench,
+    bench_forward,
+    bench_sweep,
+    drmad_study,
+    forward_gradient_cnn,
+    forward_reverse,
+    hyper_cleaning,
+    optimizers,
+    penguins,
+    tune_digits,
+    usps_backprop,
+)
 from experiments.common import environment, option, parse, write_json_line
+from hgrad_jax.data.originals import DATA_DIR_VARIABLE
 
-TINY = [
-    *("--num-steps", "10", "--num-meta-steps", "2", "--num-runs", "2", "--hidden", "5"),
-    *("--num-train", "40", "--num-valid", "50", "--batch-size", "20", "--learning-rate", "0.2"),
+SCRIPTS = [
+    *(approximations, bench, bench_forward, bench_sweep, drmad_study, forward_gradient_cnn),
+    *(forward_reverse, hyper_cleaning, optimizers, penguins, tune_digits, usps_backprop),
 ]
+
+
+def name_of(script):
+    return script.__name__.removeprefix("experiments.")
+
+
+def having(name):
+    """The scripts that have an option."""
+    return [x for x in SCRIPTS if name in {field.name for field in dataclasses.fields(x.Config)}]
+
+
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,161 +101,188 @@ class TestCommon:
         assert lines[1] == {"a": [None, 1.0], "b": None}
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """The result, and its folder."""
-    out = tmp_path_factory.mktemp("tune")
-    return tune_digits.main([*TINY, "--out", str(out)]), out
-
-
-def meta_steps(out):
-    (path,) = out.glob("*/meta_steps.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-class TestTuneDigits:
-    def test_the_result_is_one_line_with_its_circumstances(self, done):
-        result, out = done
-        (line,) = (out / "result.jsonl").read_text().splitlines()
-        read = json.loads(line)
-        assert read["config"]["num_steps"] == 10
-        assert read["seed"] == 0
-        assert read["environment"] == environment()
-        assert read["num_hparams"] == 10 + 1 + 64 + 5
-        assert read["is_restored"] is True
-        assert read["temp_bytes"] > 0
-        for when in ("before", "after"):
-            assert all(0 < loss < 3 for loss in read[when]["validation_loss"])
-            assert all(0 <= error <= 1 for error in read[when]["test_error"])
-        # A bit store of a short run has spent log2(1 / decay) bits a step, give or take a byte.
-        assert read["bits_per_step"] == pytest.approx(read["entropy_per_step"], abs=0.8)
-        assert np.mean(result["after"]["validation_loss"]) < np.mean(
-            result["before"]["validation_loss"]
-        )
-
-    def test_every_meta_step_is_recorded(self, done):
-        lines = meta_steps(done[1])
-        assert [line["meta_step"] for line in lines] == [0, 1]
-        first, second = (line["hparams"] for line in lines)
-        np.testing.assert_allclose(first["log_learning_rate"], np.log(0.2), rtol=1e-6)
-        # Adam's first step is the sign of the gradient times its rate.
-        moved = np.subtract(second["log_learning_rate"], first["log_learning_rate"])
-        np.testing.assert_allclose(np.abs(moved), 0.1, rtol=1e-2)
-
-    def test_the_same_command_finds_its_tuning_and_another_does_not(self, done):
-        result, out = done
-        tune_digits.main([*TINY, "--out", str(out)])
-        again = json.loads((out / "result.jsonl").read_text().splitlines()[-1])
-        np.testing.assert_array_equal(again["after"]["test_loss"], result["after"]["test_loss"])
-        config = parse(tune_digits.Config, [*TINY, "--seed", "1", "--out", str(out)], "")
-        assert not tune_digits.records_folder(config).exists()
-
-    @pytest.mark.parametrize("name", ["validation_loss", "learning_rate", "regularization"])
-    def test_a_figure_is_an_image_with_something_on_it(self, done, name):
-        image = imread(done[1] / f"{name}.png")
-        assert min(image.shape[:2]) >= 400
-        assert image[..., :3].std() > 0.05
-
-    def test_the_hypergradients_equal_those_of_stored_training(self, done):
-        config = parse(tune_digits.Config, TINY, "")
-        data = tune_digits.load_data(config)
-        problem = tune_digits.problem(config, data.train.inputs, hg.Direct())
-        first = tune_digits.initial_hparams(config, data.train.inputs)
-        names = [keystr(path, simple=True, separator=".") for path, _ in leaves_with_path(first)]
-
-        @jax.jit
-        def by_storing(hparams, key):
-            opt_state = problem["optimizer"].init(hparams)
-            given = {"opt_state": opt_state, "train": data.train, "valid": data.valid, "key": key}
-            return hg.meta_step(hparams=hparams, **given, **problem)
-
-        for k, line in enumerate(meta_steps(done[1])):
-            hparams = [jnp.float32(line["hparams"][name]) for name in names]
-            hparams = jax.tree.unflatten(jax.tree.structure(first), hparams)
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), k)
-            stored = by_storing(hparams, key)
-            np.testing.assert_allclose(line["value"], stored.found.value, rtol=1e-5)
-            for name, want in zip(names, jax.tree.leaves(stored.gradient), strict=True):
-                error = np.linalg.norm(np.subtract(line["hypergradient"][name], want))
-                assert error < 1e-4 * np.linalg.norm(want)
-
-    def test_the_parts_of_the_data_are_disjoint(self):
-        data = tune_digits.load_data(tune_digits.Config())
-        sizes = [len(part.labels) for part in data]
-        assert sizes == [300, 1000, 359]
-        rows = [np.asarray(part.inputs) for part in data]
-        everything = {row.tobytes() for part in rows for row in part}
-        assert len(everything) == sum(len({row.tobytes() for row in part}) for part in rows)
-
-    def test_a_diverging_training_stops_with_the_reason_and_leaves_a_record(
-        self, tmp_path, monkeypatch
-    ):
-        # Storing the training compiles sooner, and what the flags do is the same.
-        by_storing = functools.partial(tune_digits.problem, adjoint=hg.Direct())
-        monkeypatch.setattr(tune_digits, "problem", by_storing)
-        with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
-            tune_digits.main([*TINY, "--learning-rate", "1e9", "--out", str(tmp_path)])
-        (line,) = meta_steps(tmp_path)
-        assert "lower the learning rate" in line["problem"]
-        assert not (tmp_path / "result.jsonl").exists()
-
-    def test_help(self, capsys):
+@each_script
+class TestEveryExperiment:
+    def test_help_names_every_option_in_80_columns(self, script, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
         with pytest.raises(SystemExit) as stop:
-            tune_digits.main(["--help"])
+            script.main(["--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
-        for field in dataclasses.fields(tune_digits.Config):
+        for field in dataclasses.fields(script.Config):
             assert "--" + field.name.replace("_", "-") in text
+        assert all(len(line) <= 80 for line in text.splitlines())
+        assert text.startswith(f"usage: python -m {script.__name__} [options]\n")
+        assert " ".join(script.__doc__.split()) in " ".join(text.split())
 
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data digitz", "invalid choice: 'digitz'"),
-            ("--momentum 1", "momentum is 1.0; it must be between 0 and 1"),
-            ("--num-steps 0", "num_steps is 0; it must be positive"),
-            ("--batch-size 500", "batch_size is 500, more than num_train"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            tune_digits.main(words.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+    def test_its_examples_are_commands_that_it_takes(self, script):
+        start = f"    python -m {script.__name__} "
+        lines = [line for line in script.__doc__.splitlines() if line.startswith(start)]
+        assert lines
+        for line in lines:
+            config = parse(script.Config, shlex.split(line.removeprefix(start)), "")
+            assert config != script.Config()
 
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["--data", "mnist", "--data-dir", "nowhere"], "not a folder"),
-            (["--num-valid", "5000"], "there are 1438 examples"),
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
-        with pytest.raises(SystemExit, match=message):
-            tune_digits.main([*words, "--out", str(tmp_path)])
+    def test_an_unknown_option(self, script, capsys):
+        refused(script, ["--wings", "2"], "unrecognized arguments: --wings 2", capsys)
+
+    def test_another_choice(self, script, capsys):
+        for field in dataclasses.fields(script.Config):
+            if field.metadata["choices"]:
+                words = ["--" + field.name.replace("_", "-"), "neither"]
+                refused(script, words, "invalid choice: 'neither'", capsys)
 
 
-class TestApproximations:
-    def test_the_study_compares_every_method_and_draws_it(self, tmp_path, capsys):
-        (found,) = approximations.main(
-            ["--num-steps", "30", "--batch-size", "20", "--waypoints", "3", "--out", str(tmp_path)]
-        )
-        rows = {row.name: row for row in found.rows}
-        assert {"DrMAD", "DrMAD2", "Implicit", "3 waypoints", "2 waypoints, undone"} <= set(rows)
-        # Momentum 0.95 allows 90 steps to be undone: two waypoints are enough for 30.
-        for exact in ("Checkpointed", "2 waypoints, undone"):
-            error = rows[exact].relative_error
-            assert error is not None
-            assert error < 1e-4
-        assert rows["DrMAD"].cosine != pytest.approx(1, abs=1e-4)
-        (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
-        assert [row["name"] for row in record["rows"]] == list(rows)
-        assert record["config"]["num_steps"] == [30]
-        assert imread(tmp_path / "cosines.png").shape[0] > 400
-        assert "8860 hyperparameters, 30 steps" in capsys.readouterr().out
+def refused(script, words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(words)
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
-    def test_bad_input(self, tmp_path, capsys):
-        with pytest.raises(SystemExit):
-            approximations.main(["--num-steps", "5"])
-        assert "num_steps is 5; the study starts at 20" in capsys.readouterr().err
-        with pytest.raises(SystemExit, match=r"error: .*mnist"):
-            approximations.main(["--data", "mnist", "--data-dir", str(tmp_path)])
+
+@pytest.mark.parametrize("script", having("seed"), ids=name_of)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none(script, seed, capsys):
+    words = ["--seed", str(seed)]
+    refused(script, words, f"seed is {seed}; it must be in [0, 2**32)", capsys)
+
+
+WRONG_OPTIONS = {
+    approximations: {
+        "--num-steps 5": "num_steps is 5; the study starts at 20",
+    },
+    bench: {
+        "--cases mpl-100": "there is no case 'mpl-100': write one of softmax, mlp",
+        "--cases mlp-0": "there is no case 'mlp-0'",
+        "--repeats 0": "repeats is 0; it must be positive",
+    },
+    bench_forward: {
+        "--problems adam": "problems has 'adam'",
+        "--gradients magic": "gradients has 'magic'",
+    },
+    bench_sweep: {
+        "--cases 10": "no case '10'",
+        "--repeats 0": "repeats is 0; it must be positive",
+    },
+    drmad_study: {
+        "--num-steps 200 5": "num_steps has 5; it must be at least 20",
+        "--seeds 1 1": "must not name one twice",
+        "--momentum 1": "momentum is 1.0; it must be in",
+        "--num-meta-steps 0": "num_meta_steps is 0; it must be at least 1",
+        "--batch-size 1001": "batch_size is 1001, but there are 1000 training images",
+        "--learning-rate -1": "learning_rate is -1.0; it must be positive",
+        "--parts tunes": "parts has 'tunes'; choose from tuning, back, paths",
+        "--follow none": "follow has 'none'; choose from DrMAD, exact",
+        "--path-batch-size 2000": "path_batch_size is 2000",
+    },
+    forward_gradient_cnn: {
+        "--rate-factor 0": "rate_factor is 0.0; it must be positive",
+        "--methods magic": "there is no method 'magic'",
+    },
+    forward_reverse: {
+        "--num-steps 0": "num_steps is 0; it must be positive",
+        "--learning-rate inf": "learning_rate is inf; it must be positive",
+        "--momentum 0": "momentum is 0.0; it must be in [1/128, 1)",
+        "--momentum nan": "momentum is nan; it must be in [1/128, 1)",
+        "--hidden 10 0": "hidden is (10, 0); every layer needs a unit",
+        "--real-time-steps -1": "real_time_steps is -1; it must be at least 0",
+        "--modes forward sideways": "there is no mode 'sideways': they are forward, reverse",
+    },
+    hyper_cleaning: {
+        "--corrupted 0": "corrupted is 0.0; it must be positive",
+        "--corrupted 1": "corrupted is 1.0; it must be below 1",
+        "--momentum 1": "momentum is 1.0; it must be below 1",
+        "--num-steps 0": "num_steps is 0; it must be positive",
+        "--num-train 0": "num_train is 0; it must be positive",
+        "--threshold 1.5": "threshold is 1.5; it must be at most 1",
+        "--batch-fraction 2": "batch_fraction is 2.0; it must be at most 1",
+        "--hidden -1": "hidden is -1; it must be at least 0",
+        "--seeds 0 -1": "seeds are (0, -1); each must be in [0, 2**32)",
+        "--l1-radius 0": "l1_radius is 0.0; it must be positive",
+    },
+    optimizers: {
+        "--momentum 1": "momentum is 1.0; it must be in [0, 1)",
+        "--rules-hidden 5 0": "rules_hidden is (5, 0); it must be positive",
+        "--batch-norm-decay 2": "batch_norm_decay is 2.0; it must be in (0, 1]",
+        "--rules-num-train 50": "rules_num_train is 50, less than batch_size, 100",
+    },
+    penguins: {
+        "--num-seeds 0": "num_seeds is 0; it must be positive",
+        "--models cnn": "there is no 'cnn': write some of softmax, mlp",
+    },
+    tune_digits: {
+        "--momentum 1": "momentum is 1.0; it must be between 0 and 1",
+        "--num-steps 0": "num_steps is 0; it must be positive",
+        "--batch-size 500": "batch_size is 500, more than num_train",
+    },
+    usps_backprop: {
+        "--momenta 0 1": "momenta are (0.0, 1.0); they must be in [0, 1)",
+        "--learning-rates -1": "learning_rates are (-1.0,); they must be in [0, inf)",
+        "--weight-decays 1 1": "weight_decays are (1.0, 1.0); give each once",
+        "--num-steps 0": "num_steps is 0; it must be positive",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [(script, *row) for script, rows in WRONG_OPTIONS.items() for row in rows.items()],
+)
+def test_wrong_options(script, words, message, capsys):
+    refused(script, words.split(), message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (approximations, "--data mnist"),
+        (drmad_study, "--data mnist --parts tuning"),
+        (drmad_study, "--path-data cifar10_subset --parts paths"),
+        (drmad_study, "--path-data cifar10 --parts paths"),
+        (forward_gradient_cnn, "--data mnist"),
+        (forward_reverse, "--data mnist"),
+        (hyper_cleaning, "--data mnist"),
+        (optimizers, "--data mnist"),
+        (tune_digits, "--data mnist"),
+        (usps_backprop, "--data usps"),
+    ],
+)
+class TestMissingData:
+    """Another folder than one with the data: one that is not there, or an empty one."""
+
+    def test_no_folder(self, script, words, tmp_path):
+        words = [*words.split(), "--data-dir", "nowhere", "--out", str(tmp_path)]
+        with pytest.raises(SystemExit, match="error: data_dir is nowhere, which is not a folder"):
+            script.main(words)
+
+    def test_an_empty_folder(self, script, words, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.delenv(DATA_DIR_VARIABLE, raising=False)
+        name = words.split()[1]
+        words = [*words.split(), "--data-dir", str(tmp_path), "--out", str(tmp_path)]
+        with pytest.raises(SystemExit, match=f"error: .*{name}"):
+            script.main(words)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        (forward_gradient_cnn, "--batch-size 5000", "batch_size is 5000, of 1438 images"),
+        (
+            forward_reverse,
+            "--batch-size 899",
+            "batch_size is 899, but digits has 898 images to train on",
+        ),
+        (hyper_cleaning, "--num-valid 5000", "there are 1438 examples"),
+        (
+            optimizers,
+            "--batch-size 2000 --rules-num-train 4000",
+            "batch_size is 2000, but digits has 1438 training images",
+        ),
+        (tune_digits, "--num-valid 5000", "there are 1438 examples"),
+        (usps_backprop, "--batch-size 1001", "batch_size is 1001, but data has 1000 examples"),
+    ],
+)
+def test_more_examples_than_there_are(script, words, message, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        script.main([*words.split(), "--out", str(tmp_path)])

@@ -1,13 +1,12 @@
 """The experiments on forward gradients, shortened, and what they write."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import bench_forward, forward_gradient_cnn, penguins
+from experiments import bench_forward, forward_gradient_cnn, penguins, penguins_problem
 
 
 def lines(path):
@@ -17,7 +16,7 @@ def lines(path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("penguins")
-    words = ["--models", "MLP 4-64-8-3", "--num-seeds", "3", "--num-steps", "60"]
+    words = ["--models", "mlp", "--num-seeds", "3", "--num-steps", "60"]
     words += ["--methods", "backpropagation", "signs", "--timed-steps", "5"]
     return penguins.main([*words, "--out", str(out)]), out
 
@@ -50,7 +49,7 @@ class TestPenguins:
         assert imread(done[1] / "mlp.png")[..., :3].std() > 0.05
 
     def test_the_measurements_are_standardized_by_the_training_birds(self):
-        data = penguins.load_data()
+        data = penguins_problem.load_data()
         np.testing.assert_allclose(np.mean(data.train.inputs, 0), 0, atol=1e-5)
         np.testing.assert_allclose(np.std(data.train.inputs, 0), 1, rtol=1e-5)
 
@@ -58,7 +57,7 @@ class TestPenguins:
 class TestConvolutionalNetwork:
     def test_a_record_and_a_figure(self, tmp_path):
         words = ["--num-steps", "30", "--evaluations", "3", "--batch-size", "20"]
-        words += ["--methods", "pre-activations, Adam", "--out", str(tmp_path)]
+        words += ["--methods", "pre-activations-adam", "--out", str(tmp_path)]
         (record,) = forward_gradient_cnn.main(words)
         (line,) = lines(tmp_path / "results.jsonl")
         assert line["steps"] == [10, 20, 30]
@@ -69,50 +68,13 @@ class TestConvolutionalNetwork:
         assert record["seconds_per_step"] > 0
         assert imread(tmp_path / "digits.png")[..., :3].std() > 0.02
 
-    def test_missing_data_stop_with_the_reason(self, tmp_path):
-        with pytest.raises(SystemExit, match=r"error: .*mnist"):
-            forward_gradient_cnn.main(["--data", "mnist", "--data-dir", str(tmp_path)])
-
-    def test_a_batch_beyond_the_data_is_named(self):
-        with pytest.raises(SystemExit, match="error: batch_size is 5000, of 1438 images"):
-            forward_gradient_cnn.main(["--batch-size", "5000"])
-
 
 class TestBench:
     def test_records_compare_with_backpropagation(self, tmp_path):
         out = tmp_path / "forward.jsonl"
         words = ["--problems", "softmax", "--num-steps", "3", "--repeats", "2"]
-        words += ["--gradients", "one Rademacher", "--out", str(out)]
+        words += ["--gradients", "rademacher", "--out", str(out)]
         first, second = bench_forward.main(words)
-        assert [line["gradient"] for line in lines(out)] == ["backpropagation", "one Rademacher"]
+        assert [line["gradient"] for line in lines(out)] == ["backpropagation", "rademacher"]
         assert first["ratio"] == 1
         assert second["ratio"] == pytest.approx(second["least"] / first["least"])
-
-
-@pytest.mark.parametrize("script", [penguins, forward_gradient_cnn, bench_forward])
-def test_help(script, capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(script.Config):
-        assert "--" + field.name.replace("_", "-") in text
-
-
-@pytest.mark.parametrize(
-    ("script", "words", "message"),
-    [
-        (penguins, "--num-seeds 0", "num_seeds is 0; it must be positive"),
-        (penguins, "--models cnn", "there is no 'cnn': write some of 'softmax 4-3'"),
-        (forward_gradient_cnn, "--rate-factor 0", "rate_factor is 0.0; it must be positive"),
-        (forward_gradient_cnn, "--methods magic", "there is no method 'magic'"),
-        (forward_gradient_cnn, "--seed -1", "seed is -1; it must be in [0, 2**32)"),
-        (bench_forward, "--problems adam", "problems has 'adam'"),
-        (bench_forward, "--gradients magic", "gradients has 'magic'"),
-    ],
-)
-def test_wrong_options(script, words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.main(words.split())
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The study of forward against reverse hypergradients, shortened, and what it writes."""
 
-import dataclasses
 import json
 
 import jax
@@ -207,47 +206,7 @@ def test_the_validation_error_in_pieces(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit) as stop:
-        forward_reverse.main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(forward_reverse.Config):
-        assert "--" + field.name.replace("_", "-") in text
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--num-steps 0", "num_steps is 0; it must be positive"),
-        ("--learning-rate inf", "learning_rate is inf; it must be positive"),
-        ("--momentum 0", "momentum is 0.0; it must be in [1/128, 1)"),
-        ("--momentum nan", "momentum is nan; it must be in [1/128, 1)"),
-        ("--hidden 10 0", "hidden is (10, 0); every layer needs a unit"),
-        ("--real-time-steps -1", "real_time_steps is -1; it must be at least 0"),
-        ("--modes forward sideways", "there is no mode 'sideways': they are forward, reverse"),
-        ("--model transformer", "invalid choice: 'transformer'"),
-        ("--seed -1", "seed is -1; it must be in [0, 2**32)"),
-    ],
-)
-def test_wrong_options(words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        forward_reverse.main(words.split())
-    assert stop.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--data mnist --data-dir nowhere", "error: data_dir is nowhere, which is not a folder"),
-        ("--batch-size 899", "error: batch_size is 899, but digits has 898 images to train on"),
-        (
-            "--model softmax --num-steps 4 --learning-rate 1e38 --modes reverse",
-            "error: the training became infinite or NaN .* lower the learning rate",
-        ),
-    ],
-)
-def test_what_is_wrong_with_data_or_training_is_said(words, message, tmp_path):
-    with pytest.raises(SystemExit, match=message):
+def test_a_training_that_diverges_ends_with_the_reason(tmp_path):
+    words = "--model softmax --num-steps 4 --learning-rate 1e38 --modes reverse"
+    with pytest.raises(SystemExit, match=r"error: the training became .* lower the learning rate"):
         forward_reverse.main([*words.split(), "--out", str(tmp_path)])

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import os
@@ -13,9 +12,13 @@ from rich.console import Console
 
 import hgrad_jax as hg
 from experiments import hyper_cleaning
+from experiments import hyper_cleaning_problem as problem
 from experiments import hyper_cleaning_report as report
+from experiments import hyper_cleaning_tuning as tuning
 from experiments.common import environment, parse
-from experiments.hyper_cleaning import EXACT, Config, onto_box_and_ball
+from experiments.hyper_cleaning_accuracy import train_on
+from experiments.hyper_cleaning_config import Config
+from experiments.hyper_cleaning_tuning import EXACT, onto_box_and_ball
 from hgrad_jax.data import load, shared_examples
 from hgrad_jax.data.originals import DATA_DIR_VARIABLE
 from hgrad_jax.tuning import records
@@ -118,18 +121,18 @@ class TestResult:
 
     def test_another_configuration_has_another_folder(self, done):
         out = str(done[1])
-        mine = hyper_cleaning.records_folder(config_of("--out", out), 0)
+        mine = tuning.records_folder(config_of("--out", out), 0)
         assert mine.exists()
         for words in (["--num-steps", "61"], ["--corrupted", "0.4"], ["--hidden", "3"]):
-            other = hyper_cleaning.records_folder(config_of("--out", out, *words), 0)
+            other = tuning.records_folder(config_of("--out", out, *words), 0)
             assert other != mine
-        assert hyper_cleaning.records_folder(config_of("--out", out), 1) != mine
-        same = hyper_cleaning.records_folder(config_of("--out", out, "--threshold", "0.2"), 0)
+        assert tuning.records_folder(config_of("--out", out), 1) != mine
+        same = tuning.records_folder(config_of("--out", out, "--threshold", "0.2"), 0)
         assert same == mine
 
     def test_a_tuning_that_was_killed_ends_with_the_same_bits(self, done, tmp_path, monkeypatch):
         config = config_of("--out", str(tmp_path))
-        data = hyper_cleaning.load_data(config, 0)
+        data = problem.load_data(config, 0)
 
         class Killed(BaseException):
             pass
@@ -146,11 +149,11 @@ class TestResult:
         with monkeypatch.context() as patch:
             patch.setattr(records.os, "replace", counted)
             with pytest.raises(Killed):
-                hyper_cleaning.clean(config, data, 0, "Direct")
+                tuning.clean(config, data, 0, "Direct")
         assert len(writes) == 8
-        resumed = hyper_cleaning.clean(config, data, 0, "Direct")
+        resumed = tuning.clean(config, data, 0, "Direct")
         # Read from the records of the tuning that was not killed.
-        whole = hyper_cleaning.clean(config_of("--out", str(done[1])), data, 0, "Direct")
+        whole = tuning.clean(config_of("--out", str(done[1])), data, 0, "Direct")
         np.testing.assert_array_equal(resumed.weights, whole.weights)
         np.testing.assert_array_equal(resumed.valid_loss, whole.valid_loss)
 
@@ -159,7 +162,7 @@ class TestData:
     @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
     def test_a_corrupted_label_is_any_other_class(self, fraction):
         labels = np.random.RandomState(0).randint(0, 10, 20_000)
-        found = hyper_cleaning.corrupt(labels, fraction, seed=3)
+        found = problem.corrupt(labels, fraction, seed=3)
         is_wrong = found != labels
         assert is_wrong.sum() == round(fraction * len(labels))
         assert found.min() == 0
@@ -168,11 +171,11 @@ class TestData:
         assert shifts[0] == 0
         expected = is_wrong.sum() / 9
         assert np.all(np.abs(shifts[1:] - expected) < 4 * np.sqrt(expected))
-        np.testing.assert_array_equal(found, hyper_cleaning.corrupt(labels, fraction, seed=3))
-        assert np.any(found != hyper_cleaning.corrupt(labels, fraction, seed=4))
+        np.testing.assert_array_equal(found, problem.corrupt(labels, fraction, seed=3))
+        assert np.any(found != problem.corrupt(labels, fraction, seed=4))
 
     def test_the_parts_share_no_example_and_the_true_labels_stay_apart(self):
-        data = hyper_cleaning.load_data(config_of(), 0)
+        data = problem.load_data(config_of(), 0)
         everything = load("digits")
         inputs = {
             "train": (np.asarray(data.train.inputs),),
@@ -191,17 +194,17 @@ class TestData:
     def test_a_training_sees_only_what_it_is_given(self):
         """On one class alone it comes to know that class alone."""
         config = config_of("--num-final-steps", "50", "--batch-fraction", "0.05")
-        data = hyper_cleaning.load_data(config, 0)
+        data = problem.load_data(config, 0)
         places = np.zeros(200, np.int32)
         of_class = np.flatnonzero(np.asarray(data.test.labels) == 3)[:20]
         places[: len(of_class)] = of_class
-        model = hyper_cleaning.make_model(config)
+        model = problem.make_model(config)
         inputs = jnp.asarray(data.test.inputs)
-        start = hyper_cleaning.initial_params(model, inputs, jax.random.key(0))
-        trained = hyper_cleaning.train_on(
+        start = problem.initial_params(model, inputs, jax.random.key(0))
+        trained = train_on(
             config, data.test, places, np.int32(len(of_class)), start, jax.random.key(0)
         )
-        scores = hyper_cleaning.logits(model, trained, inputs)
+        scores = problem.logits(model, trained, inputs)
         assert np.all(np.argmax(scores, axis=1) == 3)
 
 
@@ -226,8 +229,8 @@ class TestProjection:
     def test_the_weights_of_a_tuning_stay_in_the_ball(self, tmp_path):
         words = ("--l1-radius", "80", "--num-meta-steps", "4", "--out", str(tmp_path))
         config = config_of(*words)
-        data = hyper_cleaning.load_data(config, 0)
-        path = hyper_cleaning.clean(config, data, 0, "Direct").weights
+        data = problem.load_data(config, 0)
+        path = tuning.clean(config, data, 0, "Direct").weights
         np.testing.assert_allclose(path[0], 0.4, rtol=1e-6)
         assert np.all(path >= 0)
         assert np.all(path <= 1)
@@ -238,19 +241,19 @@ class TestProjection:
 @pytest.mark.slow
 def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
     config = config_of("--hidden", "4", "--num-steps", "3", "--num-train", "40")
-    data, weights = hyper_cleaning.load_data(config, 1), hyper_cleaning.first_weights(config)
-    problem = hyper_cleaning.problem(config, data, 1, hg.Direct())
-    start = problem["init_params"](jax.random.key(0))
+    data, weights = problem.load_data(config, 1), tuning.first_weights(config)
+    given = tuning.problem(config, data, 1, hg.Direct())
+    start = given["init_params"](jax.random.key(0))
     assert start["Dense_0"]["kernel"].shape == (64, 4)
     assert start["Dense_0"]["kernel"].std() > 0.05
     step = jax.jit(
         lambda: hg.meta_step(
             hparams=weights,
-            opt_state=problem["optimizer"].init(weights),
+            opt_state=given["optimizer"].init(weights),
             train=data.train,
             valid=data.valid,
             key=jax.random.key(0),
-            **problem,
+            **given,
         )
     )()
     gradient = step.gradient["weights"]
@@ -259,63 +262,12 @@ def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
     np.testing.assert_allclose(step.hparams["weights"], 1 - 0.1 * (gradient > 0), atol=1e-3)
 
 
-class TestCommand:
-    def test_help(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            hyper_cleaning.main(["--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
-        for field in dataclasses.fields(Config):
-            assert "--" + field.name.replace("_", "-") in text
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data digitz", "invalid choice: 'digitz'"),
-            ("--corrupted 0", "corrupted is 0.0; it must be positive"),
-            ("--corrupted 1", "corrupted is 1.0; it must be below 1"),
-            ("--momentum 1", "momentum is 1.0; it must be below 1"),
-            ("--num-steps 0", "num_steps is 0; it must be positive"),
-            ("--num-train 0", "num_train is 0; it must be positive"),
-            ("--threshold 1.5", "threshold is 1.5; it must be at most 1"),
-            ("--batch-fraction 2", "batch_fraction is 2.0; it must be at most 1"),
-            ("--hidden -1", "hidden is -1; it must be at least 0"),
-            ("--seeds 0 -1", "seeds are (0, -1); each must be in [0, 2**32)"),
-            ("--l1-radius 0", "l1_radius is 0.0; it must be positive"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            hyper_cleaning.main(words.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["--data", "mnist", "--data-dir", "nowhere"], "not a folder"),
-            (["--num-valid", "5000"], "there are 1438 examples"),
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
-        with pytest.raises(SystemExit, match=message):
-            hyper_cleaning.main([*words, "--out", str(tmp_path)])
-
-    def test_a_diverging_training_stops_with_the_reason(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(hyper_cleaning, "adjoints", lambda config: {EXACT: hg.Direct()})
-        words = [
-            *SMALL,
-            "--hidden",
-            "3",
-            "--learning-rate",
-            "1e30",
-            "--num-steps",
-            "5",
-            "--out",
-            str(tmp_path),
-        ]
-        with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
-            hyper_cleaning.main(words)
+def test_a_diverging_training_stops_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "adjoints", lambda config: {EXACT: hg.Direct()})
+    words = [*SMALL, "--hidden", "3", "--learning-rate", "1e30", "--num-steps", "5"]
+    words += ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
+        hyper_cleaning.main(words)
 
 
 @pytest.mark.slow

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import jax
@@ -90,43 +89,6 @@ class TestOptimizers:
         assert "SGD: the loss became" in capsys.readouterr().out
         assert (tmp_path / "rules.png").exists()
         assert not (tmp_path / "batch_norm.png").exists()
-
-    def test_help(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            optimizers.main(["--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
-        for field in dataclasses.fields(optimizers.Config):
-            assert "--" + field.name.replace("_", "-") in text
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data digitz", "invalid choice: 'digitz'"),
-            ("--momentum 1", "momentum is 1.0; it must be in [0, 1)"),
-            ("--rules-hidden 5 0", "rules_hidden is (5, 0); it must be positive"),
-            ("--batch-norm-decay 2", "batch_norm_decay is 2.0; it must be in (0, 1]"),
-            ("--seed -1", "seed is -1; it must be in [0, 2**32)"),
-            ("--rules-num-train 50", "rules_num_train is 50, less than batch_size, 100"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            optimizers.main(words.split())
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data mnist --data-dir nowhere", "error: .*not a folder"),
-            ("--batch-size 2000", "error: batch_size is 2000, but digits has 1438 training images"),
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
-        settings = ["--rules-num-train", "4000", "--out", str(tmp_path)]
-        with pytest.raises(SystemExit, match=message):
-            optimizers.main([*words.split(), *settings])
 
 
 def test_a_window_of_losses_stands_at_its_mean_epoch():

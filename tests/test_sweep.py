@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgba
 
 import hgrad_jax as hg
 from experiments import bench_sweep
@@ -373,8 +374,34 @@ class TestReport:
         np.testing.assert_allclose(cells, [[2, np.nan], [3.75, np.nan]])
         assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "30"]
         assert [t.get_text() for t in axes.get_yticklabels()] == ["0.1", "0.2"]
-        assert [t.get_text() for t in axes.texts] == ["2", "3.75"]
+        assert [t.get_text() for t in axes.texts] == ["2", "failed", "3.75"]
         assert axes.patches[0].get_xy() == pytest.approx((-0.48, 0.52))  # around the best
+
+    @pytest.mark.parametrize(
+        ("values", "is_maximized", "ends", "extend"),
+        [
+            ([1.0, 1.5, 2.0, 9.0, 1e9], False, (1, 9), "max"),
+            ([1.0, 1.5, 2.0, 9.0, -1e9], True, (1, 9), "min"),
+            ([1.0, 1.5, 2.0, 9.0, 9.5], False, (1, 9.5), "neither"),
+            ([1.0, 1.0, 1.0, 1.0, 1e9], False, (1, 1e9), "neither"),  # none to tell apart
+            ([1.0, np.nan, 2.0, np.nan, np.nan], False, (1, 2), "neither"),
+        ],
+    )
+    def test_colors_tell_apart_what_one_diverged_setting_does_not_hide(
+        self, values, is_maximized, ends, extend
+    ):
+        settings = tuple({"rate": i, "size": 0} for i in range(5))
+        found = hg.Sweep(settings, np.array(values)[:, None], 5, 1)
+        axes = found.plot_heat_map("rate", "size", "value", is_maximized=is_maximized).axes[0]
+        (image,) = axes.images
+        assert (image.norm.vmin, image.norm.vmax) == ends
+        assert image.colorbar.extend == extend
+        assert [t.get_text() for t in axes.texts].count("failed") == np.isnan(values).sum()
+        told = [t.get_text() for t in axes.texts if "diverged" in t.get_text()]
+        assert told == ([] if extend == "neither" else [f"{values[-1]:.3g}\ndiverged"])
+        grey = to_rgba("lightgrey")
+        is_grey = [np.allclose(image.cmap(image.norm(x)), grey) for x in values if np.isfinite(x)]
+        assert is_grey == [extend != "neither" and abs(x) == 1e9 for x in values if np.isfinite(x)]
 
     def test_curves_against_steps_and_against_a_hyperparameter(self):
         axes = by_hand().plot_curves("path").axes[0]
@@ -458,12 +485,3 @@ class TestBench:
         (line,) = path.read_text().splitlines()
         assert json.loads(line)["ratios"] == record["ratios"]
         assert "28 runs of 3 steps" in capsys.readouterr().out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [("--cases 10", "no case '10'"), ("--repeats 0", "repeats is 0; it must be positive")],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit):
-            bench_sweep.main(words.split())
-        assert message in capsys.readouterr().err

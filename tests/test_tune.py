@@ -1,15 +1,12 @@
+"""Tuning beside the loop that one would write; what goes wrong, records, and what it refuses."""
+
 import dataclasses
 import functools
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,21 +36,9 @@ from tests.tune_child import (
     run_hparams,
     tune,
 )
+from tests.tunings import assert_close, read_lines, same_bits
 
 key_data = jax.random.key_data
-
-
-def same_bits(ours, theirs):
-    a, b = (tune_child.bits(out) for out in (ours, theirs))
-    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
-
-
-def read_lines(folder):
-    """Every line of the records; raises if one is half-written."""
-    path = folder / "meta_steps.jsonl"
-    text = path.read_text() if path.exists() else ""
-    assert not text or text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @functools.cache
@@ -85,10 +70,6 @@ def by_hand(num_runs, is_fresh):
         hparams = jax.tree.map(lambda h, g: h - 0.1 * jnp.sign(g.mean(0)), hparams, found)
         values.append(value)
     return hparams, np.stack(values), found
-
-
-def assert_close(found, want):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, want)
 
 
 class TestTune:
@@ -485,67 +466,6 @@ class TestRecords:
     def test_settings(self, settings, message):
         with pytest.raises(ValueError, match=message):
             hg.Records(**{"folder": "records"} | settings)
-
-
-class TestKilled:
-    def test_a_killed_tuning_ends_with_the_bits_of_one_that_never_was(self, tmp_path):
-        moments = random.Random(5)
-        folder, result = tmp_path / "run", tmp_path / "result.npz"
-        command = [sys.executable, "-m", "tests.tune_child", str(folder), str(result)]
-        for at in (1, 6, 11):
-            child = subprocess.Popen(command)
-            try:
-                while child.poll() is None and len(read_lines(folder)) < at:
-                    time.sleep(0.002)
-                time.sleep(moments.uniform(0, 0.1))
-                os.kill(child.pid, signal.SIGKILL)
-            finally:
-                child.kill()
-                status = child.wait()
-            assert status == -signal.SIGKILL, f"the child ended before it was killed: {status}"
-            assert at <= len(read_lines(folder)) < tune_child.NUM_META_STEPS
-            for figure in folder.glob("[!.]*.png"):
-                imread(figure)
-        assert not result.exists()
-        subprocess.run(command, check=True)
-        want = tune_child.bits(tune_child.tune_at_length(None))
-        with np.load(result) as found:
-            assert set(found) == set(want)
-            for name in want:
-                assert found[name].tobytes() == want[name].tobytes()
-        assert [line["meta_step"] for line in read_lines(folder)] == list(
-            range(tune_child.NUM_META_STEPS)
-        )
-
-
-class TestOptimizers:
-    def test_sign_descent_with_momentum(self):
-        optimizer, h = hg.sign_descent(0.5, momentum=0.9), jnp.zeros(2)
-        state, u = optimizer.init(h), np.zeros(2)
-        for g in ([1.0, -1.0], [-0.5, 0.95], [-0.5, 0.1]):
-            update, state = optimizer.update(jnp.array(g), state, h)
-            u = 0.9 * u + g
-            np.testing.assert_array_equal(update, -0.5 * np.sign(u))
-        with pytest.raises(ValueError, match="momentum is 1; it must be at least 0 and below 1"):
-            hg.sign_descent(0.1, momentum=1)
-        for make in (hg.sign_descent, hg.nonnegative_adam):
-            with pytest.raises(ValueError, match=r"learning_rate is -0\.1; it must be positive"):
-                make(-0.1)
-            with pytest.raises(TypeError, match="learning_rate is 'a'; it must be a positive"):
-                make(cast(Any, "a"))
-
-    def test_nonnegative_adam_ends_at_zero_and_comes_back(self):
-        optimizer, plain = hg.nonnegative_adam(0.5), optax.adam(0.5)
-        h = jnp.array([0.2, 5.0])
-        state, plain_state = optimizer.init(h), plain.init(h)
-        for g, is_cut in (([1.0, 1.0], True), ([-9.0, 1.0], False)):
-            update, state = optimizer.update(jnp.array(g), state, h)
-            want, plain_state = plain.update(jnp.array(g), plain_state, h)
-            stepped: Any = optax.apply_updates(h, update)
-            free: Any = optax.apply_updates(h, want)
-            np.testing.assert_array_equal(stepped, np.maximum(free, 0))
-            h = stepped
-            assert (float(h[0]) == 0) == is_cut
 
 
 class TestSharedExamples:

@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import os
@@ -12,6 +11,8 @@ from scipy.io import savemat
 
 import hgrad_jax as hg
 from experiments import usps_backprop
+from experiments import usps_backprop_problem as problem
+from experiments import usps_backprop_report as report
 from experiments.common import parse
 from hgrad_jax.data import Dataset, DataUnavailableError, load, load_digits, load_usps, usps
 from hgrad_jax.data.originals import DATA_DIR_VARIABLE
@@ -86,7 +87,7 @@ class TestUspsBackprop:
         for i, setting in enumerate(found.settings):
             path = by_hand(*setting.values())
             losses, errors, penalty = path[-1]
-            for part, loss, error in zip(usps_backprop.PARTS, losses, errors, strict=True):
+            for part, loss, error in zip(report.PARTS, losses, errors, strict=True):
                 measured = {name: x[i, 0] for name, x in found.results[part].items()}
                 np.testing.assert_allclose(measured["classification_loss"], loss, rtol=1e-9)
                 np.testing.assert_allclose(measured["loss"], loss + penalty, rtol=1e-9)
@@ -100,14 +101,14 @@ class TestUspsBackprop:
         words = "--early-stopping --x64 --num-hidden 5 --num-steps 20 --batch-size 3"
         config = parse(usps_backprop.Config, words.split(), "")
         with jax.enable_x64(True):
-            data = usps_backprop.load_data(config)
+            data = problem.load_data(config)
             setting = {"learning_rate": 1.0, "momentum": 0.9, "weight_decay": 0.01}
             found = hg.sweep(usps_backprop.make_run(config), [setting], data).results
         path = by_hand(1.0, 0.9, 0.01)
         best = int(np.argmin([losses[1] for losses, _, _ in path]))
         assert best < 19
         assert found["steps"][0, 0] == best + 1
-        for part, loss in zip(usps_backprop.PARTS, path[best][0], strict=True):
+        for part, loss in zip(report.PARTS, path[best][0], strict=True):
             np.testing.assert_allclose(found[part]["classification_loss"][0, 0], loss, rtol=1e-9)
 
     def test_results_are_one_line_and_two_figures_a_weight_decay(self, done, tmp_path):
@@ -129,14 +130,14 @@ class TestUspsBackprop:
                 assert image[..., :3].std() > 0.05
             assert images[0].shape != images[1].shape or (images[0] != images[1]).any()
         one = found.select({"weight_decay": 0.01})
-        assert [path.name for path in usps_backprop.draw(one, tmp_path)] == [
+        assert [path.name for path in report.draw(one, tmp_path)] == [
             "heat_map.png",
             "curves.png",
         ]
 
     def test_the_table_marks_the_best(self, done):
         found, _ = done
-        lines = usps_backprop.table(found).splitlines()
+        lines = report.table(found).splitlines()
         assert len(lines) == 2 + 8
         assert lines[0].split() == ["train", "validation", "test"]
         (marked,) = [i for i, line in enumerate(lines[2:]) if line.endswith("validation loss")]
@@ -144,7 +145,7 @@ class TestUspsBackprop:
 
     def test_the_gradient_check_finds_a_wrong_gradient(self, monkeypatch):
         config = parse(usps_backprop.Config, SMALL, "")
-        data = usps_backprop.load_data(config)
+        data = problem.load_data(config)
         assert usps_backprop.check_gradient(config, data).is_ok
         loss = usps_backprop.loss
 
@@ -159,45 +160,15 @@ class TestUspsBackprop:
     def test_by_default_fourteen_settings_in_float32(self):
         config = usps_backprop.Config()
         assert len(config.learning_rates) * len(config.momenta) * len(config.weight_decays) == 14
-        data = usps_backprop.load_data(config)
-        params = usps_backprop.initial_params(config, data.train.inputs)
+        data = problem.load_data(config)
+        params = problem.initial_params(config, data.train.inputs)
         assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
         assert [len(part.labels) for part in data] == [1000, 400, 397]
 
-    def test_help(self, capsys):
-        with pytest.raises(SystemExit) as stop:
-            usps_backprop.main(["--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
-        for field in dataclasses.fields(usps_backprop.Config):
-            assert "--" + field.name.replace("_", "-") in text
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--momenta 0 1", r"momenta are (0.0, 1.0); they must be in [0, 1)"),
-            ("--learning-rates -1", "learning_rates are (-1.0,); they must be in [0, inf)"),
-            ("--weight-decays 1 1", "weight_decays are (1.0, 1.0); give each once"),
-            ("--num-steps 0", "num_steps is 0; it must be positive"),
-        ],
-    )
-    def test_wrong_options(self, words, message, capsys):
-        with pytest.raises(SystemExit) as stop:
-            usps_backprop.main(words.split())
-        assert stop.value.code == 2
-        assert message in " ".join(capsys.readouterr().err.split())
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            ("--data usps", r"usps: there is no data_train\.mat, .* pass it as data_dir"),
-            ("--data usps --data-dir nowhere", "data_dir is nowhere, which is not a folder"),
-            ("--batch-size 1001", "batch_size is 1001, but data has 1000 examples"),
-        ],
-    )
-    def test_missing_data_stop_with_the_reason(self, words, message, tmp_path):
+    def test_the_files_are_asked_for_where_no_folder_is_named(self, tmp_path):
+        message = r"error: usps: there is no data_train\.mat, .* pass it as data_dir"
         with pytest.raises(SystemExit, match=message):
-            usps_backprop.main([*words.split(), "--out", str(tmp_path)])
+            usps_backprop.main(["--data", "usps", "--out", str(tmp_path)])
 
 
 class TestLoadUsps:

@@ -18,6 +18,9 @@ def heat_map(
 ) -> Any:
     """Draws means over two hyperparameters.
 
+    Means that have diverged are grey, so that the colors tell the others apart; cells whose runs
+    all failed say so, and those that no setting has are empty.
+
     Args:
       values: of every setting, by name: first the columns' hyperparameter, then the rows'.
       value: what is drawn.
@@ -41,9 +44,15 @@ def heat_map(
         cells[at] = mean
 
     axes = new_axes() if axes is None else axes
-    colors = "viridis" if is_maximized else "viridis_r"
-    image = axes.imshow(cells, origin="lower", cmap=colors, aspect="auto")
-    axes.figure.colorbar(image, ax=axes, label=value)
+    low, high = _color_range(found.mean, is_maximized)
+    image = axes.imshow(cells, origin="lower", vmin=low, vmax=high, aspect="auto")
+    from matplotlib import colormaps
+
+    colors = colormaps["viridis" if is_maximized else "viridis_r"]
+    image.set_cmap(colors.with_extremes(under="lightgrey", over="lightgrey"))
+    has_diverged = np.zeros(cells.shape, bool) if low is None else (cells < low) | (cells > high)
+    beyond = "neither" if not has_diverged.any() else "min" if is_maximized else "max"
+    axes.figure.colorbar(image, ax=axes, label=value, extend=beyond)
     axes.set_xticks(range(len(columns)), [written(v) for v in columns])
     axes.set_yticks(range(len(rows)), [written(v) for v in rows])
     axes.set(xlabel=x, ylabel=y)
@@ -52,7 +61,10 @@ def heat_map(
             red, green, blue, _ = image.cmap(image.norm(mean))
             is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
             ink = "white" if is_dark else "black"
-            axes.text(j, i, f"{mean:.3g}", ha="center", va="center", color=ink, fontsize=8)
+            shown = f"{mean:.3g}" + "\ndiverged" * bool(has_diverged[i, j])
+            axes.text(j, i, shown, ha="center", va="center", color=ink, fontsize=8)
+        elif (i, j) in place:
+            axes.text(j, i, "failed", ha="center", va="center", color="grey", fontsize=8)
     best = ranked(found, is_maximized)[0]
     if np.isfinite(found.mean[best]):
         from matplotlib.patches import Rectangle
@@ -61,6 +73,27 @@ def heat_map(
         frame = Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, edgecolor="red", lw=2)
         axes.add_patch(frame)
     return axes.figure
+
+
+def _color_range(means: np.ndarray, is_maximized: bool) -> tuple[float | None, float | None]:
+    """Returns the ends of a range: the best, and the worst that has not diverged.
+
+    Among the worse half, those have from the first on that is more than ten times as far from the
+    best as the one before it.
+
+    >>> _color_range(np.array([1.0, 1.5, 2.0, 9.0, 1e9, np.nan]), is_maximized=False)
+    (1.0, 9.0)
+    """
+    known = np.sort(means[np.isfinite(means)])
+    if not known.size:
+        return None, None
+    known = known[::-1] if is_maximized else known
+    distances = np.abs(known - known[0])
+    for i in range((len(known) + 1) // 2, len(known)):
+        if 0 < 10 * distances[i - 1] < distances[i]:
+            known = known[:i]
+            break
+    return float(known.min()), float(known.max())
 
 
 def curves(

@@ -143,7 +143,8 @@ class Sweep(NamedTuple):
     ) -> Any:
         """Draws the mean of a result over two hyperparameters, and returns the matplotlib figure.
 
-        The best cell has a frame; a cell whose runs all failed is empty.
+        The best cell has a frame; a cell whose runs all failed says so; one that has diverged, more
+        than ten times as far from the best as what comes before it, is grey, beyond the colors.
 
         Args:
           x: hyperparameter of the columns.
