@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
-from hgrad_jax.functions import is_number, require_function
+from hgrad_jax.functions import is_number, require_function, require_hashable
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep
 from hgrad_jax.types import Array, Data, Hparams
@@ -64,8 +64,9 @@ def sweep(
       The Sweep: results [settings, seeds, *shape], on the host.
 
     Raises:
-      TypeError: `run` is no function, a setting holds something other than numbers, `keys` are no
-        keys, `run` needs one or returns no real numbers, or the call is traced.
+      TypeError: `run` is no function or cannot be hashed, a setting holds something other than
+        numbers, `keys` are no keys or `devices` no devices, `run` needs a key or returns no real
+        numbers, or the call is traced.
       ValueError: there are no settings, no keys, no devices or no results; settings differ in
         structure or shapes; `memory` is not positive, holds not even one run, or cannot be told by
         the backend.
@@ -86,6 +87,7 @@ def sweep(
         raise TypeError(f"run is {run!r}; it must be a function run(hparams, key, data).")
     call = "run(hparams, key, data)"
     require_function(run, call, "a pure function of one run that returns a pytree of arrays")
+    require_hashable(run, "run")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((settings, data, keys))):
         raise TypeError("sweep compiles by itself and cannot run inside jit, grad or vmap.")
     stacked = _stacked(settings)
