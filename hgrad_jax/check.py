@@ -8,6 +8,7 @@ from jax.core import Tracer
 
 from hgrad_jax.hypergradient import Hypergradient
 from hgrad_jax.training.run import Fit
+from hgrad_jax.tuning.meta_step import MetaStep
 from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
 
 Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient, Fit)
@@ -30,6 +31,8 @@ def check(info: Info) -> Info:
       TypeError: `info` is traced, or none of these.
     """
     if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient | Fit):
+        if isinstance(info, MetaStep):
+            raise TypeError("info is a MetaStep; pass what its runs found: hg.check(step.found).")
         raise TypeError(
             f"info is a {type(info).__name__}; pass what unroll, fit or "
             "value_and_hypergradient return, or the info that the pullback of vjp returns."

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_array, require_function, traced
 from hgrad_jax.guard import guarded
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
 from hgrad_jax.types import Data, Hparams, Params, Transition
@@ -28,15 +28,12 @@ def floating(tree: Any, name: str) -> Any:
     if not leaves and name == "params":
         raise ValueError("params is an empty tree; there is nothing to train.")
     for path, leaf in leaves:
-        try:
-            if isinstance(leaf, str | bytes):  # which numpy takes for the name of a dtype
-                raise TypeError
-            dtype = jnp.result_type(leaf)
-        except TypeError as error:
+        if not is_array(leaf):
             where = name + jax.tree_util.keystr(path)
             raise TypeError(
                 f"{where} is {leaf!r}, not an array of floats; keep such settings out of {name}."
-            ) from error
+            )
+        dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = name + jax.tree_util.keystr(path)
             way_out = (
@@ -156,7 +153,8 @@ def step(trajectory: Trajectory, params: Params, given: Inputs) -> None:
         )
         return state, after, recorded(trajectory, after, given.data)
 
-    state, after, trace = jax.eval_shape(first, params, given)
+    with traced("a step (loss, batch_fn, record, or a function of hparams)"):
+        state, after, trace = jax.eval_shape(first, params, given)
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but "

@@ -404,6 +404,10 @@ def test_pieces_of_a_rule_of_ones_own(changes, message):
         ({"key": jnp.zeros(2)}, r"key is float32\[2\], not one PRNG key"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, r"key is key<fry>\[3\], not one PRNG"),
         ({"record": 3}, r"record is 3, but is called as record\(state, data\)"),
+        (
+            {"record": lambda state, data: state.params if state.count else data},
+            r"a step \(loss, batch_fn, record, .*\) asks a traced array for its value, as Python's",
+        ),
     ],
 )
 def test_what_a_run_is_made_from(settings, message):

@@ -406,6 +406,11 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=message):
             hg.Checkpoints(**{"folder": "checkpoints"} | settings)
 
+    @pytest.mark.parametrize("folder", [None, 5])
+    def test_no_folder(self, folder):
+        with pytest.raises(TypeError, match=f"folder is {folder}; name a folder by a str or"):
+            hg.Checkpoints(folder)
+
 
 def killed(folder, result, at_epoch, delay):
     """Starts the child, kills it some time after it began an epoch; returns its exit status."""
@@ -493,6 +498,7 @@ class TestBadInput:
             ),
             ({"loss": lambda *args: jnp.ones(2)}, r"loss returned float32 of shape \(2,\)"),
             ({"hparams_axes": 0}, "is a schedule of shape"),
+            ({"epoch_hparams": lambda h, epoch: None}, "epoch_hparams returned None; it must"),
         ],
         ids=lambda x: "" if isinstance(x, str) else "-".join(x),
     )
@@ -506,6 +512,22 @@ class TestBadInput:
             ({"rule": LOSS}, "transition is .*; build one with hg.momentum"),
             ({"metrics": METRICS, "target": 0.3}, r"target is 0.3; it must be an hg.Target\("),
             ({"hparams": {"learning_rate": 1, "momentum": 0.9}}, "write 1.0 for 1"),
+            (
+                {"epoch_hparams": lambda h, epoch: h if epoch < 2 else HPARAMS},
+                r"epoch_hparams asks a traced array .*`if`.*; write jnp.where or jax.lax.cond",
+            ),
+            (
+                {"epoch_hparams": lambda h, epoch: h | {"learning_rate": [0.1, 0.2, 0.3][epoch]}},
+                r"epoch_hparams asks a traced array .*; write .* jnp.asarray\(values\)\[i\]",
+            ),
+            (
+                {"batch_fn": lambda d, t, k: d if t else None},
+                "a step .* asks a traced array for its",
+            ),
+            (
+                {"metrics": lambda params, data: {"a": float(jnp.sum(data.inputs))}},
+                "metrics asks a traced array for its value",
+            ),
         ],
         ids=lambda x: "" if isinstance(x, str) else "-".join(x),
     )

@@ -219,6 +219,33 @@ class TestTune:
 
 
 class TestMetaStep:
+    @staticmethod
+    def step(**settings):
+        hparams, optimizer = {"learning_rate": jnp.float32(0.1)}, hg.sign_descent(0.1)
+        return hg.meta_step(
+            lambda params, hparams, valid: jnp.sum(params),
+            hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2)),
+            jnp.ones(2),
+            hparams,
+            optimizer.init(hparams),
+            None,
+            num_steps=2,
+            optimizer=optimizer,
+            **settings,
+        )
+
+    def test_what_it_found_can_be_checked(self):
+        step = self.step()
+        with pytest.raises(TypeError, match=r"info is a MetaStep; .*: hg.check\(step.found\)"):
+            hg.check(cast(Any, step))
+        assert hg.check(step.found) is step.found
+
+    def test_hyperparameters_of_a_run_that_are_none(self):
+        with pytest.raises(ValueError, match="returned None; it must return the hyperparameters"):
+            self.step(run_hparams=lambda hparams, num_steps: None)
+        with pytest.raises(TypeError, match=r"run_hparams is 3, but is called as"):
+            self.step(run_hparams=3)
+
     def test_it_can_be_mapped_over_settings(self):
         of_loop = ("num_meta_steps", "progress")
         settings: dict[str, Any] = {name: x for name, x in SETTINGS.items() if name not in of_loop}
@@ -486,6 +513,10 @@ class TestRecords:
         with pytest.raises(ValueError, match=message):
             hg.Records(**{"folder": "records"} | settings)
 
+    def test_no_folder(self):
+        with pytest.raises(TypeError, match="folder is None; name a folder by a str or"):
+            hg.Records(cast(Any, None))
+
 
 class TestKilled:
     def test_a_killed_tuning_ends_with_the_bits_of_one_that_never_was(self, tmp_path):
@@ -598,6 +629,32 @@ class TestSharedExamples:
         ({"train": (TRAIN[0], TRAIN[1] * np.nan)}, ValueError, r"train\[1\] has 12 numbers"),
         ({"fresh_splits": True, "valid": VALID[0]}, ValueError, "fresh_splits is True, but an ex"),
         ({"run_hparams": lambda h: h}, TypeError, r"called as run_hparams\(hparams, num_steps\)"),
+        (
+            {"run_hparams": lambda h, n: None},
+            ValueError,
+            r"run_hparams\(hparams, num_steps\) returned None; it must return the hyperparameters",
+        ),
+        (
+            {"run_hparams": lambda h, n: {"learning_rate": "a"}},
+            TypeError,
+            r"run_hparams\(hparams, num_steps\)\['learning_rate'\] is 'a', not an array of floats",
+        ),
+        (
+            {"run_hparams": lambda h, n: h if h["log_l2"] > 0 else None},
+            TypeError,
+            r"run_hparams asks a traced array for its value, .*; write jnp.where or jax.lax.cond",
+        ),
+        (
+            {"metrics": lambda params, data, x: {}},
+            TypeError,
+            r"metrics takes \(params, data, x\), but is called as metrics\(params, data\)",
+        ),
+        (
+            {"metrics": metrics, "metrics_args": (TRAIN,)},
+            TypeError,
+            r"metrics takes \(params, data\), but is called as metrics\(params, data, args_0\)",
+        ),
+        ({"metrics": metrics, "metrics_args": TRAIN[0]}, TypeError, "it must be a tuple of what"),
         (
             {"early_stopping": hg.EarlyStopping("test_error"), "test": TEST, "metrics": metrics},
             ValueError,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from hgrad_jax.functions import is_array
 from hgrad_jax.types import Array
 
 
@@ -74,12 +75,9 @@ def _made(
 
 
 def _is_real(x: Any) -> bool:
-    if x is None or isinstance(x, str | bytes):  # which numpy takes for dtypes
+    if not is_array(x):
         return False
-    try:
-        dtype = jnp.result_type(x)
-    except TypeError:
-        return False
+    dtype = jnp.result_type(x)
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 

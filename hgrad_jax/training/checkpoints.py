@@ -46,6 +46,7 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        require_path(self.folder)
         for name in ("every", "keep"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -57,6 +58,16 @@ class Checkpoints:
                     f"folder is {str(self.folder)!r}, which is {'' if is_itself else 'under '}a "
                     "file; name a folder."
                 )
+
+
+def require_path(folder: Any) -> None:
+    """Raises if a folder is no path.
+
+    Raises:
+      TypeError: it is something else, such as None.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder is {folder!r}; name a folder by a str or a pathlib.Path.")
 
 
 class Snapshot(NamedTuple):

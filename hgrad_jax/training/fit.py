@@ -22,7 +22,7 @@ from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
-from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.run import Fit, Run
 from hgrad_jax.training.stopping import EarlyStopping, Target
 from hgrad_jax.trajectory import Trajectory, inputs
@@ -198,15 +198,7 @@ def _refuse_settings(
         require_function(loss, "loss(params, hparams, batch, key)", "that of the rule, or None")
     if epoch_hparams is not None:
         require_function(epoch_hparams, "epoch_hparams(hparams, epoch)", "a function, or None")
-    if not isinstance(metrics_args, tuple) or hasattr(metrics_args, "_fields"):
-        raise TypeError(
-            f"metrics_args is a {type(metrics_args).__name__}; it must be a tuple of what metrics "
-            "takes besides, such as (train.inputs,)."
-        )
-    if metrics is not None:
-        more = "".join(f", args_{i}" for i in range(len(metrics_args)))
-        call = f"metrics(params, data{more})"
-        require_function(metrics, call, "hgrad_jax.models.classification_metrics(model), say")
+    require_metrics(metrics, metrics_args)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         raise TypeError(f"checkpoints is {checkpoints!r}; pass hg.Checkpoints(folder), or None.")
 

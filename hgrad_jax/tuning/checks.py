@@ -14,6 +14,7 @@ from hgrad_jax.data.overlap import require_disjoint
 from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.tuning.meta_step import expanded
 from hgrad_jax.tuning.policies import Skip, Stop
 from hgrad_jax.tuning.records import Records
 from hgrad_jax.tuning.splits import require_alike
@@ -111,7 +112,7 @@ def lengths(
     for length in dict.fromkeys(found):
         of_run = hparams
         if run_hparams is not None and isinstance(length, int | np.integer) and length > 0:
-            of_run = jax.eval_shape(lambda h, n=length: run_hparams(h, n), hparams)
+            of_run = jax.eval_shape(lambda h, n=length: expanded(run_hparams, h, n), hparams)
         validate.schedules(of_run, hparams_axes, length)
     return [int(length) for length in found]
 

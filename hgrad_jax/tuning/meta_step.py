@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.devices import mesh_of, replicated, spread
+from hgrad_jax.functions import require_function, traced
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -103,6 +105,8 @@ def meta_step(
       >>> print(f"{step.hparams['learning_rate']:.2f} {step.found.value[0]:.3f}")
       0.06 6.276
     """
+    if run_hparams is not None:
+        require_function(run_hparams, "run_hparams(hparams, num_steps)", "a function, or None")
     if key is None and (num_runs > 1 or callable(init_params)):
         raise ValueError(
             "key is None, but several runs or random initial parameters need one; pass "
@@ -112,7 +116,7 @@ def meta_step(
     def one(key: Array | None, hparams: Hparams, init: Any, train: Data, valid: Data) -> Any:
         of_run, pull = hparams, None
         if (expand := run_hparams) is not None:
-            of_run, pull = jax.vjp(lambda h: expand(h, num_steps), hparams)
+            of_run, pull = jax.vjp(lambda h: expanded(expand, h, num_steps), hparams)
         key_init, key_run = (None, None) if key is None else jax.random.split(key)
         if callable(init_params) and key_init is not None:
             init = init_params(key_init)
@@ -141,6 +145,24 @@ def meta_step(
         gradient, opt_state, hparams, value=jnp.mean(found.value)
     )
     return MetaStep(optax.apply_updates(hparams, update), opt_state, gradient, found)
+
+
+def expanded(run_hparams: RunHparams, hparams: Hparams, num_steps: int) -> Hparams:
+    """Returns the hyperparameters of a run.
+
+    Raises:
+      TypeError: they are no floating-point numbers, or `run_hparams` asks for traced values.
+      ValueError: there are none.
+    """
+    with traced("run_hparams"):
+        made = run_hparams(hparams, num_steps)
+    call = "run_hparams(hparams, num_steps)"
+    if not jax.tree.leaves(made):
+        raise ValueError(
+            f"{call} returned {made!r}; it must return the hyperparameters of a run, a tree of "
+            "floating-point arrays."
+        )
+    return validate.floating(made, call)
 
 
 def _side_by_side(

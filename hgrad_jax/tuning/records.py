@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hgrad_jax import processes
-from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints
+from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints, require_path
 
 LINES = "meta_steps.jsonl"
 TUNING = "tuning"
@@ -49,6 +49,7 @@ class Records:
     is_whole: bool = False
 
     def __post_init__(self) -> None:
+        require_path(self.folder)
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
         self.checkpoints()

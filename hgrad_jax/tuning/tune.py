@@ -22,7 +22,7 @@ from hgrad_jax.digest import digest
 from hgrad_jax.functions import require_function
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.training.checkpoints import Store
-from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.stopping import EarlyStopping
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.loop import Loop, Tuned
@@ -150,6 +150,7 @@ def tune(
         raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_step is for that.")
     checks.require_positive(num_meta_steps=num_meta_steps, num_runs=num_runs)
     checks.require_choices(optimizer, on_bad, records)
+    require_metrics(metrics, metrics_args)
     validate.adjoint_serves(adjoint, transition)
     validate.run_functions(batch_fn, key, None)
     if key is None and (num_runs > 1 or fresh_splits or callable(init_params)):
