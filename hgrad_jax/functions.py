@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def require_function(function: Any, call: str, way_out: str) -> None:
@@ -107,6 +108,46 @@ def is_array(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_concrete(value: Any) -> bool:
+    """Returns whether a value is a number or an array whose numbers are known, not traced.
+
+    >>> is_concrete(2.0), is_concrete(None)
+    (True, False)
+    """
+    return is_array(value) and not isinstance(value, Tracer)
+
+
+def as_int(value: Any) -> int | None:
+    """Returns an integer of Python or numpy as one of Python, and None for all else, bools too.
+
+    >>> [as_int(x) for x in (2, np.int64(2), 2.0, True, "2", None)]
+    [2, 2, None, None, None, None]
+    """
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if is_int else None
+
+
+def positive_int(name: str, value: Any, what: str = "") -> int:
+    """Returns a positive integer of Python or numpy as one of Python.
+
+    Args:
+      name: what the message calls it.
+      value: what the user passed.
+      what: what the message says besides that it must be a positive int.
+
+    Raises:
+      ValueError: it is something else.
+
+    >>> positive_int("every", 0)
+    Traceback (most recent call last):
+    ValueError: every is 0; it must be a positive int.
+    """
+    found = as_int(value)
+    if found is None or found < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a positive int{what}.")
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -14,6 +14,7 @@ from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.functions import is_array, require_function, traced
 from hgrad_jax.guard import guarded
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
+from hgrad_jax.trees import where_no_prefix
 from hgrad_jax.types import Data, Hparams, Params, Transition
 
 
@@ -70,9 +71,9 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"hparams_axes {hparams_axes!r} is not a tree prefix of hparams, whose structure is "
-            f"{jax.tree.structure(hparams)}; give 0 or None for the whole, or in the same "
-            "containers."
+            f"hparams_axes {hparams_axes!r} is not a tree prefix of hparams: "
+            f"{where_no_prefix(hparams_axes, hparams, 'hparams')}; give 0 (a schedule) or None (a "
+            "constant) for each entry, in the same containers, or for the whole."
         ) from error
     result = []
     for (path, leaf), axis in zip(

@@ -99,8 +99,13 @@ def test_a_missing_hyperparameter():
         (-1, "hparams_axes has -1"),
         (False, "hparams_axes has False"),
         (0.5, "hparams_axes has 0.5"),
-        ({"learning_rate": 0}, "is not a tree prefix of hparams, whose structure is"),
-        ([0, None], "is not a tree prefix of hparams"),
+        ({"learning_rate": 0}, r"is not a tree prefix .*: it has no entry for hparams\['momentum"),
+        (
+            {"learning_rate": 0, "momentum": None, "l2": None},
+            r"has an entry for hparams\['l2'\], w",
+        ),
+        ([0, None], "is not a tree prefix of hparams: it has a list where hparams is a dict"),
+        ({"learning_rate": [0], "momentum": 0}, r"a list where hparams\['learning_rate'\] is one"),
     ],
 )
 def test_hparams_axes(axes, match):
@@ -120,7 +125,10 @@ def test_schedules_of_another_length(rate):
 @pytest.mark.parametrize(
     ("rate", "match"),
     [
-        ({"w": 0.1}, "learning_rate has the structure .* not a prefix of the parameters'"),
+        (
+            {"w": 0.1},
+            r"learning_rate is not a prefix of the parameters' .* entry for params\['b'\]",
+        ),
         ({"w": jnp.ones(2), "b": 0.1}, r"learning_rate has shape \(2,\) where .* shape \(3,\)"),
         (jnp.ones(3), r"learning_rate has shape \(3,\) where a parameter has shape \(\)"),
     ],
@@ -432,6 +440,9 @@ def test_rates_that_are_no_numbers(rate):
     rule = hg.sgd(square, learning_rate=rate)
     with pytest.raises(TypeError, match=r"a hyperparameter of the rule is .*; pass a number"):
         hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=1)
+    rule = hg.momentum(loss, learning_rate=lambda hparams: {"w": "0.1", "b": 0.1}, momentum=0.9)
+    with pytest.raises(TypeError, match=r"learning_rate\['w'\] is '0.1'; it must be a number or"):
+        hg.unroll(rule, START, {"l2": 0.1}, jnp.zeros(3), num_steps=1)
 
 
 def test_a_loss_of_other_arguments():

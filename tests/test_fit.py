@@ -232,6 +232,14 @@ class TestHistory:
         with pytest.raises(ValueError, match="there are 2 panels"):
             out.history.plot(Figure().subplots())
 
+    def test_nothing_to_draw(self):
+        out = fit_quadratic(num_epochs=1, loss=None, metrics=None)
+        with pytest.raises(ValueError, match=r"neither metrics nor losses, .* pass metrics= or"):
+            out.history.plot()
+        history = fit_quadratic(num_epochs=1).history
+        with pytest.raises(TypeError, match=r"axes are \[5\]; pass matplotlib's, or None"):
+            history.plot(5)
+
     def test_the_bar_shows_rates_on_standard_error_if_asked_to(self, capsys):
         fit_digits(metrics=METRICS, progress=True)
         shown = capsys.readouterr()

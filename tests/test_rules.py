@@ -684,7 +684,7 @@ class TestErrors:
     def test_wrong_structures_and_shapes(self, name):
         h = {"penalty": 0.1, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.1}
         rule = getattr(hg, name)(loss)
-        with pytest.raises(ValueError, match=r"learning_rate has the structure .* not a prefix"):
+        with pytest.raises(ValueError, match="learning_rate is not a prefix of the parameters"):
             hg.unroll(rule, PARAMS, h | {"learning_rate": {"w": 0.1}}, DATA, num_steps=1)
         wrong = {"w": jnp.ones((2, 2)), "b": 0.1}
         with pytest.raises(ValueError, match=r"learning_rate has shape \(2, 2\) where a parameter"):

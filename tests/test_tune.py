@@ -21,6 +21,7 @@ from matplotlib.image import imread
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches, shared_examples
 from hgrad_jax.tuning import records
+from hgrad_jax.tuning.history import Rows
 from hgrad_jax.tuning.splits import resplit
 from tests import tune_child
 from tests.tune_child import (
@@ -351,6 +352,10 @@ class TestBad:
         assert out.best is not None
         assert out.best.meta_step > 0
         assert np.isfinite(out.best.value)
+
+    def test_a_history_without_a_meta_step_has_no_figures(self):
+        with pytest.raises(ValueError, match="has no meta-step, so that there is nothing to draw"):
+            Rows({}, []).history([]).plot()
 
     def test_an_unrestored_run_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the run backwards did not restore"):
