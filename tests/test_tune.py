@@ -314,11 +314,31 @@ class TestBad:
         assert first["problem"] is None
         assert "lower the learning rate" in second["problem"]
         assert second["value"] == [None]
+        assert_close(stop.value.usable, HPARAMS)
         # Once more: it goes on from what was good, and stops there again.
         with pytest.raises(hg.TuningError, match=r"^meta-step 1: the training became") as again:
             tune(sometimes_nan, records=folder)
         assert again.value.tuned.resumed_at == 1
         assert len(read_lines(tmp_path)) == 2
+        assert_close(again.value.usable, HPARAMS)
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_after_an_outer_step_too_large_there_are_hyperparameters_to_go_on_from(
+        self, every, tmp_path
+    ):
+        """The last ones whose hypergradient was good, not those that the step led to."""
+        growing = optax.sgd(lambda count: jnp.where(jnp.asarray(count) < 2, 0.01, 1e8))
+        given = {"records": hg.Records(tmp_path, every=every, figures_every=None)}
+        given |= {"optimizer": growing, "num_meta_steps": 6, "fresh_seeds": False}
+        with pytest.raises(hg.TuningError, match=r"^meta-step 3: "):
+            tune(**given)
+        with pytest.raises(hg.TuningError, match=r"^meta-step 3: ") as stop:  # from checkpoints
+            tune(**given)
+        assert stop.value.tuned.resumed_at == 3
+        assert max(np.abs(x).max() for x in jax.tree.leaves(stop.value.tuned.hparams)) > 1e3
+        mended = {"optimizer": optax.sgd(0.01), "fresh_seeds": False}
+        assert_close(stop.value.usable, tune(num_meta_steps=2, **mended).hparams)
+        assert not tune(hparams=stop.value.usable, **mended).history.is_bad.any()
 
     def test_skip_warns_and_leaves_everything_as_it_was(self):
         settings = {"num_meta_steps": 4, "optimizer": optax.adam(0.1)}
@@ -364,6 +384,14 @@ class TestBad:
     def test_an_update_that_is_not_finite_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the optimizer made hyperparameters"):
             tune(optimizer=optax.scale(np.inf))
+        with pytest.raises(hg.TuningError, match="the optimizer made hyperparameters") as stop:
+            tune(optimizer=optax.scale(np.inf))
+        assert_close(stop.value.usable, HPARAMS)
+
+    def test_a_bad_start_leaves_nothing_to_go_on_from(self):
+        with pytest.raises(hg.TuningError, match=r"^meta-step 0: the training became") as stop:
+            tune(lambda key: init_params(key) * jnp.nan)
+        assert stop.value.usable is None
 
 
 def grown(updates, state, params=None):
@@ -448,6 +476,18 @@ class TestRecords:
         with pytest.raises(hg.CheckpointError, match="is the record of another tuning; name"):
             tune(records=hg.Records(tmp_path), num_runs=2)
         assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("every", [1, 5])
+    def test_checkpoints_may_be_more_or_fewer_than_before_a_kill(self, every, recorded, tmp_path):
+        """As if killed before the first checkpoint, with three lines."""
+        settings, given = {"num_runs": 2}, {"figures_every": None, "is_whole": True}
+        tune(records=hg.Records(tmp_path, every=3, **given), **settings)
+        assert len(read_lines(tmp_path)) == 3
+        shutil.rmtree(tmp_path / "checkpoints")
+        out = tune(records=hg.Records(tmp_path, every=every, **given), **settings)
+        assert out.resumed_at is None
+        assert same_bits(out, recorded[1])
+        assert [line["meta_step"] for line in read_lines(tmp_path)] == [0, 1, 2]
 
     @pytest.mark.parametrize("damage", ["shortened", "strange", "no checkpoints"])
     def test_records_that_are_not_the_checkpoint_s(self, damage, recorded, tmp_path):

@@ -20,7 +20,7 @@ from hgrad_jax import processes
 from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints, require_path
 
 LINES = "meta_steps.jsonl"
-TUNING = "tuning"
+TUNING, EVERY = "tuning", "checkpoint_every"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Records:
     In the folder are `meta_steps.jsonl`, `value.png`, `hypergradient.png`, `hparams.png` and
     `checkpoints/`. A tuning that was killed at any moment and is started again with the same
     arguments ends with the same bits as one that never was, on the same machine and versions.
-    `num_meta_steps` alone may be larger than before.
+    `num_meta_steps` alone may be larger than before, and what is here may be any: it changes no
+    result.
 
     Attributes:
       folder: of this tuning alone; made if need be.
@@ -91,6 +92,7 @@ class Lines:
         self, choice: Records, tuning: str, num_done: int, is_shared: bool = False
     ) -> None:
         self._path, self._tuning = Path(choice.folder) / LINES, tuning
+        self._every = choice.every
         self._is_writer = not is_shared or processes.is_first()
         found = processes.from_first(functools.partial(self._read, choice, num_done), is_shared)
         self._lines = found[:num_done]
@@ -100,9 +102,11 @@ class Lines:
     def _read(self, choice: Records, num_done: int) -> list[str]:
         text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         found = text.splitlines()
-        # A kill leaves no more than those since the last checkpoint.
-        is_ours = num_done <= len(found) <= num_done + choice.every
-        if not is_ours or [_meta_step(line) for line in found] != list(range(len(found))):
+        # A kill leaves no more than those since the last checkpoint, as often as those were then.
+        every = max([choice.every, *(_number_in(line, EVERY) or 0 for line in found[num_done:])])
+        is_ours = num_done <= len(found) <= num_done + every
+        numbers = [_number_in(line, "meta_step") for line in found]
+        if not is_ours or numbers != list(range(len(found))):
             raise CheckpointError(
                 f"{self._path} has {len(found)} lines, and is not the record of a tuning of which "
                 f"{num_done} meta-steps are in checkpoints beside it; name another folder, or "
@@ -117,7 +121,7 @@ class Lines:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a line, which is on the disk on return."""
-        line = {**record, TUNING: self._tuning}
+        line = {**record, EVERY: self._every, TUNING: self._tuning}
         self._lines.append(json.dumps(plain(line), allow_nan=False))
         self._write()
 
@@ -163,8 +167,10 @@ def plain(value: Any) -> Any:
     return plain(np.asarray(value).tolist())
 
 
-def _meta_step(line: str) -> Any:
+def _number_in(line: str, name: str) -> int | None:
+    """Returns an integer of a line; None if it has none, or is none of ours."""
     try:
-        return json.loads(line)["meta_step"]
+        found = json.loads(line)[name]
     except (ValueError, KeyError, TypeError):
         return None
+    return found if isinstance(found, int) else None

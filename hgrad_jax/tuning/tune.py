@@ -120,7 +120,8 @@ def tune(
     Raises:
       ValueError, TypeError: on inputs that do not fit together or are not finite, or parts of the
         data that share examples, before any step.
-      TuningError: a hypergradient could not be used, as `on_bad` says.
+      TuningError: a hypergradient could not be used, as `on_bad` says; the error has the last
+        hyperparameters whose could.
       CheckpointError: what is in the folder is damaged, or of another tuning.
 
     Example:
@@ -246,6 +247,7 @@ def tune(
         "num_runs": str(num_runs),
         "fresh_seeds": str(bool(fresh_seeds)),
         "fresh_splits": str(bool(fresh_splits)),
+        "the format of checkpoints": "2",
         "early_stopping": str(early_stopping),
         "on_bad": str(on_bad),
         "program (objective, rule, loss, optimizer, num_steps, batch_fn, adjoint, JAX's version)": (
