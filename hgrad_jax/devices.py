@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as Part
 
 from hgrad_jax import processes
 from hgrad_jax.data_parallel import BATCH_PARTS
-from hgrad_jax.functions import require_hashable
+from hgrad_jax.functions import positive_int, require_hashable
 
 RUNS = "runs"
 
@@ -118,8 +118,7 @@ def mesh_of(num_runs: int, devices: Sequence[Any] | None, batch_parts: int) -> M
       TypeError: `devices` has something other than devices.
       ValueError: there are no devices, or they are no multiple of `batch_parts`.
     """
-    if isinstance(batch_parts, bool) or not isinstance(batch_parts, int) or batch_parts < 1:
-        raise ValueError(f"batch_parts is {batch_parts!r}; it must be a positive int.")
+    batch_parts = positive_int("batch_parts", batch_parts)
     chosen = np.array(_devices(devices), dtype=object)
     if chosen.size % batch_parts:
         raise ValueError(

@@ -114,7 +114,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("wrong", [0, -1, 2.0, True])
     def test_a_batch_size_is_a_positive_integer(self, wrong):
-        with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+        with pytest.raises(ValueError, match=r"batch_size is .*; it must be a positive int"):
             classification_metrics(PLAIN, batch_size=wrong)
 
 

@@ -1,5 +1,6 @@
 """What does not fit together is refused before any step, by a sentence that names it."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
+from hgrad_jax.data import minibatches, shuffled, with_replacement
 
 ADJOINTS = [hg.Direct(), hg.Checkpointed(), hg.Checkpointed(branching=2), hg.Reversible()]
 HPARAMS = {"learning_rate": 0.1, "momentum": 0.9}
@@ -64,6 +66,32 @@ def test_traced_num_steps():
 
 def test_numpy_integers_are_integers():
     assert unroll(num_steps=np.int64(2)).params["w"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: hg.EarlyStopping(patience=n),
+        lambda n: hg.Checkpoints("folder", every=n, keep=n),
+        lambda n: hg.Records("folder", every=n, keep=n, figures_every=n),
+        lambda n: hg.Skip(n),
+        lambda n: minibatches(n),
+        lambda n: shuffled(n, seed=n),
+        lambda n: with_replacement(n),
+        lambda n: hg.online.periods(minibatches(n), minibatches(n), every=n),
+        lambda n: hg.Checkpointed(branching=n),
+        lambda n: hg.Truncated(n),
+        lambda n: hg.Waypoints(n),
+    ],
+    ids=lambda make: inspect.getsource(make).strip()[10:22],
+)
+def test_settings_of_numpy_integers_are_those_of_python_s(make):
+    """Printed alike too: what is printed tells one run's checkpoints from another's."""
+    given, plain = make(np.int64(2)), make(2)
+    assert given == plain
+    assert hash(given) == hash(plain)
+    if not isinstance(plain, hg.Adjoint):
+        assert repr(given) == repr(plain)
 
 
 def test_params():

@@ -214,6 +214,10 @@ class TestHistory:
         with pytest.raises(ValueError, match="train_inputs is None"):
             run(**settings)
 
+    def test_counts_may_be_of_numpy(self):
+        out = fit_quadratic(num_epochs=cast(int, np.int64(2)), steps_per_epoch=np.int32(3))
+        assert out.history.step.tolist() == [0, 3, 6]
+
     def test_table_json_and_figure(self):
         out = fit_digits(valid=digits()[1], metrics=METRICS, loss=LOSS)
         lines = str(out.history).splitlines()

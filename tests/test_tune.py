@@ -113,6 +113,11 @@ class TestTune:
         assert out.best is None
         assert out.resumed_at is None
 
+    def test_counts_may_be_of_numpy(self):
+        one = np.int64(1)
+        out = tune(num_meta_steps=one, num_runs=one, num_steps=np.int64(4), batch_parts=one)
+        assert out.history.value.shape == (1, 1)
+
     def test_seeds_are_fresh_or_fixed(self):
         starts = {"objective": lambda params, hparams, valid: params[0], "num_meta_steps": 2}
         fixed = tune(optimizer=optax.sgd(0.0), fresh_seeds=False, **starts).history.value

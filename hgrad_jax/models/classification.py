@@ -10,6 +10,7 @@ from flax.errors import InvalidRngError
 from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
+from hgrad_jax.functions import positive_int
 from hgrad_jax.models.batch_norm import batch_statistics
 from hgrad_jax.models.losses import cross_entropy, fraction, is_misclassified
 from hgrad_jax.types import Loss
@@ -76,8 +77,7 @@ def classification_metrics(
     >>> print(f"{measured['loss']:.4f}, {measured['accuracy']}")
     1.3863, 0.5
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size <= 0:
-        raise ValueError(f"batch_size must be a positive integer: got {batch_size!r}.")
+    batch_size = positive_int("batch_size", batch_size)
 
     def metrics(params: Any, data: Any, train_inputs: Any = None) -> dict[str, Array]:
         inputs, labels = data

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hgrad_jax.elementary.source import Source, read
+from hgrad_jax.functions import positive_int
 from hgrad_jax.guard import is_float
-from hgrad_jax.online.batches import VALID_ROLE, folded, positive, split
+from hgrad_jax.online.batches import VALID_ROLE, folded, split
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -116,7 +117,7 @@ def rtho(
     require_rule(inner)
     outer = validation(valid_loss)
     meta = learner(learned, make_tx, bounds)
-    positive("every", every)
+    every = positive_int("every", every)
     if not callable(discount):
         _require_fraction(discount)
     if isinstance(memory, bool) or not memory > 0:

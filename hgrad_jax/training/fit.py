@@ -18,7 +18,7 @@ from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.digest import digest
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import positive_int, require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
@@ -115,8 +115,7 @@ def fit(
       ((42,), True)
     """
     _refuse_traced(params, hparams, train, valid, metrics_args, train_sample, key)
-    if num_epochs is True or not isinstance(num_epochs, int) or num_epochs < 1:
-        raise ValueError(f"num_epochs is {num_epochs!r}; it must be a positive int.")
+    num_epochs = positive_int("num_epochs", num_epochs)
     validate.adjoint_serves(Direct(), transition)
     validate.run_functions(batch_fn, key, None)
     _refuse_settings(loss, metrics, metrics_args, epoch_hparams, checkpoints)
@@ -218,10 +217,7 @@ def _length_of_epoch(steps_per_epoch: Any, train: Data, batch_fn: Any) -> int:
         size = getattr(batch_fn, "batch_size", None)
         # A batch larger than the data is refused by the batch function, in its own words.
         return 1 if size is None else max(num_examples(train) // size, 1)
-    is_int = isinstance(steps_per_epoch, int) and not isinstance(steps_per_epoch, bool)
-    if not is_int or steps_per_epoch < 1:
-        raise ValueError(f"steps_per_epoch is {steps_per_epoch!r}; it must be a positive int.")
-    return steps_per_epoch
+    return positive_int("steps_per_epoch", steps_per_epoch)
 
 
 def _hash(lowered: Any) -> str:

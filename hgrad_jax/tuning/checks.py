@@ -40,17 +40,6 @@ def require_choices(optimizer: Any, on_bad: Any, records: Any) -> None:
         raise TypeError(f"records is {records!r}; it must be an hg.Records(folder) or None.")
 
 
-def require_positive(**counts: Any) -> None:
-    """Raises if a number is not a positive int.
-
-    Raises:
-      ValueError: it is not.
-    """
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count!r}; it must be a positive int.")
-
-
 def require_finite_start(tree: Any, name: str) -> None:
     """Raises if a tuning would start from numbers that are infinite or NaN.
 

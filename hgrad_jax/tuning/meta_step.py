@@ -16,7 +16,7 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.devices import mesh_of, replicated, spread
-from hgrad_jax.functions import require_function, traced
+from hgrad_jax.functions import positive_int, require_function, traced
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -105,6 +105,7 @@ def meta_step(
       >>> print(f"{step.hparams['learning_rate']:.2f} {step.found.value[0]:.3f}")
       0.06 6.276
     """
+    num_runs = positive_int("num_runs", num_runs)
     if run_hparams is not None:
         require_function(run_hparams, "run_hparams(hparams, num_steps)", "a function, or None")
     if key is None and (num_runs > 1 or callable(init_params)):

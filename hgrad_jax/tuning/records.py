@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hgrad_jax import processes
+from hgrad_jax.functions import positive_int
 from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints, require_path
 
 LINES = "meta_steps.jsonl"
@@ -53,12 +54,13 @@ class Records:
         require_path(self.folder)
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
-        self.checkpoints()
-        every = self.figures_every
-        if every is None:
+        checkpoints = self.checkpoints()
+        object.__setattr__(self, "every", checkpoints.every)
+        object.__setattr__(self, "keep", checkpoints.keep)
+        if self.figures_every is None:
             return
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"figures_every is {every!r}; it must be a positive int, or None.")
+        figures_every = positive_int("figures_every", self.figures_every, ", or None")
+        object.__setattr__(self, "figures_every", figures_every)
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError(
                 "figures need matplotlib, which is not installed; install it, or pass "

@@ -19,7 +19,7 @@ from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.digest import digest
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import positive_int, require_function
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.training.checkpoints import Store
 from hgrad_jax.training.measure import Measure, require_metrics
@@ -149,7 +149,8 @@ def tune(
     given = (init_params, hparams, train, valid, test, key, metrics_args)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
         raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_step is for that.")
-    checks.require_positive(num_meta_steps=num_meta_steps, num_runs=num_runs)
+    num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
+    num_runs = positive_int("num_runs", num_runs)
     checks.require_choices(optimizer, on_bad, records)
     require_metrics(metrics, metrics_args)
     validate.adjoint_serves(adjoint, transition)
