@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as Part
 
 from hgrad_jax import processes
 from hgrad_jax.data_parallel import BATCH_PARTS
-from hgrad_jax.functions import positive_int, require_hashable
+from hgrad_jax.functions import positive_int, require_hashable, traced
 
 RUNS = "runs"
 
@@ -103,7 +103,8 @@ def over_devices(
         is_even = num_runs is None or num_runs % mesh.shape[RUNS] == 0
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
             args = placed(args, mesh, of_args if is_even else None)
-        return program_of(function, of_args, mesh, is_even)(*args)
+        with traced("function"):
+            return program_of(function, of_args, mesh, is_even)(*args)
 
     return call
 

@@ -110,6 +110,18 @@ def is_array(value: Any) -> bool:
     return True
 
 
+def require_arrays(tree: Any, name: str) -> None:
+    """Raises if a pytree has a leaf that is no array.
+
+    Raises:
+      TypeError: it has, such as the name of a data set.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_array(leaf):
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {leaf!r}; {name} must be a pytree of arrays, or None.")
+
+
 def is_concrete(value: Any) -> bool:
     """Returns whether a value is a number or an array whose numbers are known, not traced.
 

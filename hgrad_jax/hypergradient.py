@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.functions import require_function, traced
+from hgrad_jax.functions import require_arrays, require_function, traced
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import (
     Array,
@@ -121,6 +121,7 @@ def value_and_hypergradient(
         objective, "objective(params, hparams, outer_data)", "a function that returns a scalar"
     )
     validate.adjoint_serves(adjoint, transition)
+    require_arrays(outer_data, "outer_data")
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")

@@ -144,6 +144,25 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
     return full
 
 
+def require_like(tree: Any, like: Any, name: str, like_name: str) -> None:
+    """Raises if a tree has another structure or other shapes than another.
+
+    Raises:
+      ValueError: it has.
+
+    >>> require_like({"a": 1.0}, {"a": jnp.ones(2)}, "direction", "params")
+    Traceback (most recent call last):
+    ValueError: direction has the shapes {'a': ()}; it must be like params, {'a': (2,)}.
+    """
+    if all(map(is_array, jax.tree.leaves(tree))):
+        found, wanted = (jax.tree.map(jnp.shape, each) for each in (tree, like))
+        if found == wanted:
+            return
+    else:
+        found, wanted = tree, jax.tree.map(jnp.shape, like)
+    raise ValueError(f"{name} has the shapes {found}; it must be like {like_name}, {wanted}.")
+
+
 def where_no_prefix(prefix: Any, tree: Any, name: str) -> str:
     """Returns in words the first place where a tree is no prefix of another, if there is one.
 

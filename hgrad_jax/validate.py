@@ -11,11 +11,11 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
-from hgrad_jax.functions import is_array, require_function, traced
+from hgrad_jax.functions import is_array, require_arrays, require_function, traced
 from hgrad_jax.guard import guarded
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
 from hgrad_jax.trees import where_no_prefix
-from hgrad_jax.types import Data, Hparams, Params, Transition
+from hgrad_jax.types import Data, Hparams, Params, Transition, require_transition
 
 
 def floating(tree: Any, name: str) -> Any:
@@ -127,10 +127,7 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
       TypeError: `adjoint` is none, or `transition` is none.
       ValueError: `Reversible()` with a rule that has no exact map.
     """
-    if not isinstance(transition, Transition):
-        raise TypeError(
-            f"transition is {transition!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
-        )
+    require_transition(transition)
     if not isinstance(adjoint, Adjoint):
         raise TypeError(
             f"adjoint is {adjoint!r}; it must be an object such as Direct() or Reversible()."
@@ -210,8 +207,10 @@ def not_differentiated(data: Data) -> Data:
     """Returns the data, and raises when something differentiates through it.
 
     Raises:
-      ValueError: the data are differentiated, in reverse or forward mode.
+      TypeError: they hold something other than arrays.
+      ValueError: they are differentiated, in reverse or forward mode.
     """
+    require_arrays(data, "data")
     return guarded(
         data,
         "data is being differentiated, but hypergradients are taken of params and hparams only; to "

@@ -1,7 +1,7 @@
 """What does not fit together is refused before any step, by a sentence that names it."""
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -512,3 +512,78 @@ def test_check_takes_a_hypergradient():
     assert hg.check(fine) is fine
     with pytest.raises(hg.HypergradientError, match="infinite or NaN"):
         hg.check(found(jnp.inf))
+
+
+RULE, ENDS = hg.momentum(loss), jnp.zeros(3)
+
+
+def pulled(params_bar, trace_bar=None):
+    given = {"num_steps": 2, "record": lambda state, data: state.params["w"]}
+    return hg.vjp(RULE, START, HPARAMS, ENDS, **given)[1](params_bar, trace_bar)
+
+
+def cubes(params):
+    return jnp.sum(params**3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: unroll(data="mnist"), TypeError, "data is 'mnist'; data must be a pytree of arr"),
+        (lambda: unroll(data=(ENDS, "a")), TypeError, r"data\[1\] is 'a'; data must be a pytree"),
+        (lambda: pulled({"w": ENDS}), ValueError, r"params_bar has the shapes .* like the trained"),
+        (lambda: pulled(None), ValueError, "params_bar has the shapes None; it must be like the"),
+        (lambda: pulled(START, ENDS), ValueError, r"trace_bar has the shapes \(3,\); .* the trace"),
+        (lambda: hg.hvp(cubes, ENDS, START), ValueError, r"direction has the .* like params, \(3"),
+        (lambda: hg.hvp(cast(Any, 1), ENDS, ENDS), TypeError, "loss is 1; pass a function that"),
+        (lambda: hg.mixed_product(cubes, ENDS, 0.1, 0.1), ValueError, r"direction .* shapes \(\)"),
+        (lambda: hg.average(cast(Any, loss)), TypeError, "transition is .*; build one with hg.mom"),
+        (lambda: hg.polyak_average(cast(Any, loss)), TypeError, "transition is .*; build one with"),
+        (
+            lambda: hg.project_to_box(cast(Any, loss), lower=0.0, upper=1.0),
+            TypeError,
+            "transition is .*; build one with",
+        ),
+        (
+            lambda: hg.modified(cast(Any, None)),
+            TypeError,
+            "provider is None, but is called as prov",
+        ),
+        (lambda: hg.check_gradient(cast(Any, None), ENDS), TypeError, "loss is None; pass a func"),
+        (
+            lambda: hg.cotangent_norms(cast(Any, 1), RULE, START, HPARAMS, ENDS, num_steps=2),
+            TypeError,
+            "objective is 1, but is called as objective",
+        ),
+        (
+            lambda: hg.over_devices(lambda x: x if x > 0 else -x)(ENDS),
+            TypeError,
+            "function asks a traced array for its value",
+        ),
+        (
+            lambda: hg.sweep(lambda h, key, data: h["a"] if h["a"] > 0 else 0.0, [{"a": 1.0}]),
+            TypeError,
+            "run asks a traced array for its value",
+        ),
+        (
+            lambda: hg.sweep(lambda h, key, data: h["a"], [{"a": 1.0}], "mnist"),
+            TypeError,
+            "data is 'mnist'; data must be a pytree of arrays",
+        ),
+        (
+            lambda: hg.online.t1_t2(RULE, loss, bounds=5, learned=("a",), make_tx=lambda h: None),
+            TypeError,
+            "bounds is 5; it must be a dict of pairs",
+        ),
+    ],
+)
+def test_other_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_keys_are_data():
+    hparams = HPARAMS | {"l2": 0.1}
+    data = (ENDS, jax.random.key(0))
+    out = hg.unroll(hg.momentum(square), ENDS, hparams, data, num_steps=2)
+    assert out.params.shape == (3,)

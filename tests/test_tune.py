@@ -226,17 +226,17 @@ class TestTune:
 
 class TestMetaStep:
     @staticmethod
-    def step(**settings):
+    def step(**changes):
         hparams, optimizer = {"learning_rate": jnp.float32(0.1)}, hg.sign_descent(0.1)
+        settings: Any = {"optimizer": optimizer} | changes
         return hg.meta_step(
             lambda params, hparams, valid: jnp.sum(params),
             hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2)),
-            jnp.ones(2),
+            settings.pop("init_params", jnp.ones(2)),
             hparams,
-            optimizer.init(hparams),
+            settings.pop("opt_state", optimizer.init(hparams)),
             None,
             num_steps=2,
-            optimizer=optimizer,
             **settings,
         )
 
@@ -251,6 +251,26 @@ class TestMetaStep:
             self.step(run_hparams=lambda hparams, num_steps: None)
         with pytest.raises(TypeError, match=r"run_hparams is 3, but is called as"):
             self.step(run_hparams=3)
+
+    @pytest.mark.parametrize(
+        ("settings", "error", "message"),
+        [
+            ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),
+            ({"opt_state": None}, ValueError, r"opt_state is not of this .* optimizer.init\(hpar"),
+            ({"optimizer": optax.adam(0.1)}, ValueError, "opt_state is not of this optimizer and"),
+            ({"num_runs": 0}, ValueError, "num_runs is 0; it must be a positive int"),
+            ({"key": 0}, TypeError, "key is 0, not one PRNG key"),
+            (
+                {"init_params": lambda key: float(key_data(key)[0]), "key": KEY},
+                TypeError,
+                "init_params asks a traced array for its value",
+            ),
+        ],
+        ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+    )
+    def test_bad_input(self, settings, error, message):
+        with pytest.raises(error, match=message):
+            jax.jit(lambda: self.step(**settings).hparams)()
 
     def test_it_can_be_mapped_over_settings(self):
         of_loop = ("num_meta_steps", "progress")
@@ -659,6 +679,7 @@ class TestSharedExamples:
             "valid overlaps train: 4 of its .* 5",
         ),
         ({"test": VALID, "metrics": metrics}, ValueError, "test overlaps valid: 6 of its examples"),
+        ({"train": "mnist"}, TypeError, "train is 'mnist'; train must be a pytree of arrays"),
         ({"num_meta_steps": 0}, ValueError, "num_meta_steps is 0; it must be a positive int"),
         ({"num_runs": 1.5}, ValueError, "num_runs is 1.5; it must be a positive int"),
         ({"num_steps": lambda k: 2 - k}, ValueError, "at least one and at most num_steps = 1"),
@@ -731,6 +752,19 @@ def test_bad_input(settings, error, message):
 def test_inside_of_a_program():
     with pytest.raises(TypeError, match=r"tune cannot run inside jit.*hg\.meta_step is for that"):
         jax.jit(lambda x: tune(hparams=HPARAMS | {"log_l2": x}).hparams)(1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hg.sign_descent(0.1, momentum=cast(Any, "a")), "momentum is 'a'; it must be at"),
+        (lambda: hg.nonnegative_adam(0.1, b1=2.0), "b1 is 2.0; it must be at least 0 and below 1"),
+        (lambda: hg.nonnegative_adam(0.1, eps=-1.0), "eps is -1.0; it must be a number, at least"),
+    ],
+)
+def test_settings_of_optimizers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_at_most_is_positive():

@@ -69,7 +69,7 @@ def modified(
       A provider for the `gradient=` of an update rule.
 
     Raises:
-      TypeError: a modifier is no function.
+      TypeError: the provider or a modifier is no function.
       ValueError: when it is traced, a random modifier without a key.
 
     Example:
@@ -81,6 +81,7 @@ def modified(
       >>> hg.unroll(rule, jnp.array([3.0, 4.0]), {"learning_rate": 0.5}, None, num_steps=1).params
       Array([1.5, 2. ], dtype=float32)
     """
+    require_function(provider, "provider(loss)", "hg.backpropagation, first, and then modifiers")
     for modifier in modifiers:
         if isinstance(modifier, RandomModifier):
             call = "modify(gradient, params, hparams, key)"

@@ -1,4 +1,4 @@
-"""Checks of the settings that classifiers share, when they are called for the first time."""
+"""Checks of what classifiers are made with, and of the batches that they are called with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,3 +51,31 @@ def require_rate(dropout_rate: Any) -> None:
     """
     if not is_number(dropout_rate) or not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate is {dropout_rate!r}; it must be in [0, 1).")
+
+
+def require_model(model: Any) -> None:
+    """Raises if something is no flax module that is ready to be called.
+
+    Raises:
+      TypeError: it is something else, such as a class of them.
+    """
+    if isinstance(model, type) or not callable(getattr(model, "apply", None)):
+        raise TypeError(
+            f"model is {model!r}; pass a flax module such as hgrad_jax.models.MLP((50, 10))."
+        )
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """Returns inputs and labels.
+
+    Raises:
+      TypeError: the batch is no pair of them.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        what = f"{len(batch)} parts" if isinstance(batch, tuple | list) else "no parts"
+        raise TypeError(
+            f"the batch has {what}; it must be the pair (inputs, labels), and so must the data "
+            "that a batch_fn makes it from."
+        )
+    inputs, labels = batch
+    return inputs, labels

@@ -116,6 +116,11 @@ def learner(learned: Sequence[str], make_tx: MakeTx, bounds: Bounds | None) -> L
     )
     bounds = {} if bounds is None else bounds
     names = checked_names(learned)
+    if not isinstance(bounds, Mapping):
+        raise TypeError(
+            f"bounds is {bounds!r}; it must be a dict of pairs (lower, upper) by name, such as "
+            '{"learning_rate": (0.0, 1.0)}, or None.'
+        )
     for name in bounds:
         if name not in names:
             raise ValueError(

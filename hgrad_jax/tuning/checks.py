@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hgrad_jax import validate
 from hgrad_jax.data.examples import validate_finite
@@ -14,7 +13,7 @@ from hgrad_jax.data.overlap import require_disjoint
 from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.stopping import EarlyStopping
-from hgrad_jax.tuning.meta_step import expanded
+from hgrad_jax.tuning.meta_step import expanded, require_optimizer
 from hgrad_jax.tuning.policies import Skip, Stop
 from hgrad_jax.tuning.records import Records
 from hgrad_jax.tuning.splits import require_alike
@@ -29,11 +28,7 @@ def require_choices(optimizer: Any, on_bad: Any, records: Any) -> None:
     Raises:
       TypeError: it is something else.
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
-            "hg.sign_descent(0.1) or optax.adam(0.1)."
-        )
+    require_optimizer(optimizer)
     if not isinstance(on_bad, Stop | Skip):
         raise TypeError(f"on_bad is {on_bad!r}; it must be hg.Stop() or hg.Skip().")
     if records is not None and not isinstance(records, Records):

@@ -92,7 +92,7 @@ def meta_step(
 
     Raises:
       ValueError, TypeError: as `value_and_hypergradient`, or as `over_devices`; or `key` is None
-        where it is needed.
+        where it is needed, or the optimizer is none, or `opt_state` another's.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
@@ -106,6 +106,14 @@ def meta_step(
       0.06 6.276
     """
     num_runs = positive_int("num_runs", num_runs)
+    validate.run_functions(batch_fn, key, None)
+    require_optimizer(optimizer)
+    wanted = jax.tree.structure(jax.eval_shape(optimizer.init, hparams))
+    if jax.tree.structure(opt_state) != wanted:
+        raise ValueError(
+            "opt_state is not of this optimizer and these hyperparameters; pass "
+            "optimizer.init(hparams), or the opt_state of the last step."
+        )
     if run_hparams is not None:
         require_function(run_hparams, "run_hparams(hparams, num_steps)", "a function, or None")
     if key is None and (num_runs > 1 or callable(init_params)):
@@ -120,7 +128,8 @@ def meta_step(
             of_run, pull = jax.vjp(lambda h: expanded(expand, h, num_steps), hparams)
         key_init, key_run = (None, None) if key is None else jax.random.split(key)
         if callable(init_params) and key_init is not None:
-            init = init_params(key_init)
+            with traced("init_params"):
+                init = init_params(key_init)
         found = value_and_hypergradient(
             objective,
             transition,
@@ -146,6 +155,19 @@ def meta_step(
         gradient, opt_state, hparams, value=jnp.mean(found.value)
     )
     return MetaStep(optax.apply_updates(hparams, update), opt_state, gradient, found)
+
+
+def require_optimizer(optimizer: Any) -> None:
+    """Raises if an optimizer is none.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
+            "hg.sign_descent(0.1) or optax.adam(0.1)."
+        )
 
 
 def expanded(run_hparams: RunHparams, hparams: Hparams, num_steps: int) -> Hparams:

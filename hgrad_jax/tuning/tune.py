@@ -19,7 +19,7 @@ from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.digest import digest
-from hgrad_jax.functions import positive_int, require_function
+from hgrad_jax.functions import positive_int, require_arrays, require_function
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.training.checkpoints import Store
 from hgrad_jax.training.measure import Measure, require_metrics
@@ -162,6 +162,8 @@ def tune(
         )
     if callable(init_params):
         require_function(init_params, "init_params(key)", "a function of a key, or parameters")
+    for name, data in (("train", train), ("valid", valid), ("test", test)):
+        require_arrays(data, name)
     # Here once for all meta-steps; of strong types, as a compiled step returns them.
     train, valid, test, metrics_args = jax.tree.map(jnp.asarray, (train, valid, test, metrics_args))
     checks.require_data(train, valid, test, metrics, fresh_splits)
