@@ -6,6 +6,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hgrad_jax as hg
@@ -515,6 +516,7 @@ def test_check_takes_a_hypergradient():
 
 
 RULE, ENDS = hg.momentum(loss), jnp.zeros(3)
+LEARNED = {"learned": ("learning_rate",), "make_tx": lambda hparams: optax.sgd(0.1)}
 
 
 def pulled(params_bar, trace_bar=None):
@@ -571,7 +573,7 @@ def cubes(params):
             "data is 'mnist'; data must be a pytree of arrays",
         ),
         (
-            lambda: hg.online.t1_t2(RULE, loss, bounds=5, learned=("a",), make_tx=lambda h: None),
+            lambda: hg.online.t1_t2(RULE, loss, bounds=cast(Any, 5), **LEARNED),
             TypeError,
             "bounds is 5; it must be a dict of pairs",
         ),
