@@ -8,9 +8,11 @@ from jax.core import Tracer
 
 from hgrad_jax.hypergradient import Hypergradient
 from hgrad_jax.training.run import Fit
+from hgrad_jax.tuning.meta_step import MetaStep
+from hgrad_jax.tuning.meta_steps import MetaSteps
 from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
 
-Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient, Fit)
+Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient, Fit, MetaSteps)
 
 
 class HypergradientError(RuntimeError):
@@ -21,15 +23,17 @@ def check(info: Info) -> Info:
     """Returns `info` if everything in it is in order, and raises if not. Call it outside `jit`.
 
     Args:
-      info: a RunInfo, a BackwardInfo, an Unrolled, a Hypergradient, or a Fit; under `vmap` with
-        leading axes, all of which are checked.
+      info: a RunInfo, a BackwardInfo, an Unrolled, a Hypergradient, a Fit, or MetaSteps; under
+        `vmap` with leading axes, all of which are checked.
 
     Raises:
       HypergradientError: a flag is raised; the message names the first run concerned if there are
         several.
       TypeError: `info` is traced, or none of these.
     """
-    if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient | Fit):
+    if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient | Fit | MetaSteps):
+        if isinstance(info, MetaStep):
+            raise TypeError("info is a MetaStep; pass what its runs found: hg.check(step.found).")
         raise TypeError(
             f"info is a {type(info).__name__}; pass what unroll, fit or "
             "value_and_hypergradient return, or the info that the pullback of vjp returns."
@@ -39,7 +43,7 @@ def check(info: Info) -> Info:
             "check reads values and cannot run inside jit, grad or vmap; return the info and check "
             "it there."
         )
-    found = info.info if isinstance(info, Unrolled | Hypergradient | Fit) else info
+    found = info.info if isinstance(info, Unrolled | Hypergradient | Fit | MetaSteps) else info
     back = found if isinstance(found, BackwardInfo) else None
     run = found.run if isinstance(found, BackwardInfo) else found
     first = _first(run.damaged_at, run.overflow | run.nonfinite)

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 
+from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.trees import require_like
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 
@@ -27,11 +29,16 @@ def hvp(loss: Callable[..., Array], params: Params, direction: Params, *args: An
     Returns:
       A tree like `params`.
 
+    Raises:
+      TypeError: the loss is no function, or params are no floats.
+      ValueError: the direction is not like params.
+
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> hg.hvp(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]), jnp.array([1.0, -1.0]))
       Array([  6., -12.], dtype=float32)
     """
+    _require(loss, params, direction)
     return jax.jvp(lambda p: jax.grad(loss)(p, *args), (params,), (direction,))[1]
 
 
@@ -54,6 +61,9 @@ def mixed_product(
     Returns:
       A tree like `hparams`.
 
+    Raises:
+      TypeError, ValueError: as `hvp`.
+
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> def loss(params, l2):
@@ -62,11 +72,20 @@ def mixed_product(
       >>> hg.mixed_product(loss, jnp.array([3.0, 5.0]), l2, jnp.array([1.0, -1.0]))
       Array([ 3., -5.], dtype=float32)
     """
+    _require(loss, params, direction)
 
     def in_hparams(p: Params) -> Hparams:
         return jax.grad(loss, argnums=1)(p, hparams, *args)
 
     return jax.jvp(in_hparams, (params,), (direction,))[1]
+
+
+def _require(loss: Any, params: Params, direction: Params) -> None:
+    """Raises if the loss is no function, or the direction is not like the parameters."""
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}; pass a function that returns a scalar.")
+    validate.floating(params, "params")
+    require_like(direction, params, "direction", "params")
 
 
 def jacobian_of_final_params(

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as Part
 
 from hgrad_jax import processes
 from hgrad_jax.data_parallel import BATCH_PARTS
+from hgrad_jax.functions import positive_int, require_hashable, traced
 
 RUNS = "runs"
 
@@ -56,7 +57,8 @@ def over_devices(
       A function of such arguments, by position. Its results have a leading axis of runs.
 
     Raises:
-      TypeError: `function` is none, or `in_axes` has something other than 0 and None.
+      TypeError: `function` is none or cannot be hashed, `in_axes` has something other than 0 and
+        None, or `devices` has something other than devices.
       ValueError: the devices are no multiple of `batch_parts`. When it is called: arguments have
         different numbers of runs, or differ between processes.
 
@@ -84,12 +86,13 @@ def over_devices(
     """
     if not callable(function):
         raise TypeError(f"function is {function!r}; it must be a function of arrays.")
+    require_hashable(function, "function")
     axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
     if any(axis is not None and (isinstance(axis, bool) or axis != 0) for axis in axes):
         raise TypeError(f"in_axes is {in_axes!r}; give 0 or None for each argument, or for all.")
     if batch_parts is None:
         is_one = all(axis is None for axis in axes)
-        batch_parts = (len(jax.devices()) if devices is None else len(devices)) if is_one else 1
+        batch_parts = len(_devices(devices)) if is_one else 1
     mesh_of(1, devices, batch_parts)  # raises what is to be raised
 
     @functools.wraps(function)
@@ -100,7 +103,8 @@ def over_devices(
         is_even = num_runs is None or num_runs % mesh.shape[RUNS] == 0
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
             args = placed(args, mesh, of_args if is_even else None)
-        return program_of(function, of_args, mesh, is_even)(*args)
+        with traced("function"):
+            return program_of(function, of_args, mesh, is_even)(*args)
 
     return call
 
@@ -112,13 +116,11 @@ def mesh_of(num_runs: int, devices: Sequence[Any] | None, batch_parts: int) -> M
     could not take part.
 
     Raises:
+      TypeError: `devices` has something other than devices.
       ValueError: there are no devices, or they are no multiple of `batch_parts`.
     """
-    if isinstance(batch_parts, bool) or not isinstance(batch_parts, int) or batch_parts < 1:
-        raise ValueError(f"batch_parts is {batch_parts!r}; it must be a positive int.")
-    chosen = np.array(jax.devices() if devices is None else list(devices), dtype=object)
-    if not chosen.size:
-        raise ValueError("devices is empty; leave it out for all that JAX sees.")
+    batch_parts = positive_int("batch_parts", batch_parts)
+    chosen = np.array(_devices(devices), dtype=object)
     if chosen.size % batch_parts:
         raise ValueError(
             f"batch_parts is {batch_parts}, but there are {chosen.size} devices, which do not "
@@ -254,6 +256,21 @@ def fetched(tree: Any) -> Any:
 def is_shared_by_processes(mesh: Mesh) -> bool:
     """Returns whether some of the mesh's devices belong to another process."""
     return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def _devices(devices: Sequence[Any] | None) -> list[Any]:
+    """Returns the devices, those that JAX sees if none are given."""
+    if devices is None:
+        return jax.devices()
+    is_several = isinstance(devices, Sequence | np.ndarray) and not isinstance(devices, str)
+    if not is_several or not all(isinstance(device, jax.Device) for device in devices):
+        raise TypeError(
+            f"devices is {devices!r}; give a list of JAX's devices, such as jax.devices()[:2], or "
+            "leave it out for all that JAX sees."
+        )
+    if not len(devices):
+        raise ValueError("devices is empty; leave it out for all that JAX sees.")
+    return list(devices)
 
 
 def _num_runs(args: Sequence[Any], axes: tuple[int | None, ...]) -> int | None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hgrad_jax.directions import Directions, Rademacher
 from hgrad_jax.dual import value_and_slope
 from hgrad_jax.elementary.gradients import GradientProvider, scalar
+from hgrad_jax.functions import as_int
 from hgrad_jax.types import Array, Params
 
 DIRECTION_ROLE = 0x0D12EC70
@@ -63,7 +64,7 @@ def forward_gradient(
     """
     if not isinstance(directions, Directions):
         raise TypeError(f"directions is {directions!r}; it must be a value such as hg.Gaussian().")
-    check_count(num_directions)
+    num_directions = check_count(num_directions)
 
     def provider(loss):
         def gradient(params, hparams, batch, key):
@@ -132,9 +133,11 @@ def direction_key(key: Array | None, name: str) -> Array:
     return jax.random.fold_in(key, DIRECTION_ROLE)
 
 
-def check_count(num_directions: int) -> None:
-    """Raises ValueError if `num_directions` is not a positive integer."""
-    if not isinstance(num_directions, int) or isinstance(num_directions, bool):
+def check_count(num_directions: int) -> int:
+    """Returns the number of directions, and raises ValueError if it is not a positive integer."""
+    found = as_int(num_directions)
+    if found is None:
         raise ValueError(f"num_directions is {num_directions!r}; it must be an int of at least 1.")
-    if num_directions < 1:
+    if found < 1:
         raise ValueError(f"num_directions is {num_directions}; an estimate needs at least 1.")
+    return found

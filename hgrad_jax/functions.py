@@ -1,9 +1,14 @@
 """Checks of the functions and numbers that users pass as settings."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def require_function(function: Any, call: str, way_out: str) -> None:
@@ -38,6 +43,49 @@ def require_function(function: Any, call: str, way_out: str) -> None:
         ) from None
 
 
+def require_hashable(function: Any, name: str) -> None:
+    """Raises if a function cannot be the key that its compiled programs are kept by.
+
+    Raises:
+      TypeError: it cannot: an object that holds arrays or lists and compares by them.
+
+    >>> require_hashable([], "run")
+    Traceback (most recent call last):
+    TypeError: run is a list that cannot be hashed, but ...; wrap it once in a function: ...
+    """
+    try:
+        hash(function)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is a {type(function).__name__} that cannot be hashed, but what is compiled of "
+            f"it is kept by it; wrap it once in a function: {name} = lambda *args: it(*args)."
+        ) from error
+
+
+@contextlib.contextmanager
+def traced(name: str) -> Iterator[None]:
+    """Raises in plain words if what is called inside asks a traced array for its value.
+
+    Args:
+      name: what the message calls the function.
+
+    Raises:
+      TypeError: it does.
+    """
+    try:
+        yield
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise TypeError(
+            f"{name} asks a traced array for its value, as Python's `if`, `float`, `range`, an "
+            "index into a list and numpy do; write jnp.where or jax.lax.cond for `if`, jnp for np, "
+            "and jnp.asarray(values)[i] for values[i]."
+        ) from error
+
+
 def is_more_better(name: str, is_maximized: bool | None) -> bool:
     """Returns the choice, and without one whether the name ends in "accuracy".
 
@@ -45,6 +93,73 @@ def is_more_better(name: str, is_maximized: bool | None) -> bool:
     [True, False, True]
     """
     return name.endswith("accuracy") if is_maximized is None else is_maximized
+
+
+def is_array(value: Any) -> bool:
+    """Returns whether JAX takes a value for an array: no text, None, function, or list.
+
+    >>> [is_array(x) for x in (2, np.ones(3), "2", None, len)]
+    [True, True, False, False, False]
+    """
+    if value is None or isinstance(value, str | bytes):  # which numpy takes for dtypes
+        return False
+    try:
+        jnp.result_type(value)
+    except TypeError:
+        return False
+    return True
+
+
+def require_arrays(tree: Any, name: str) -> None:
+    """Raises if a pytree has a leaf that is no array.
+
+    Raises:
+      TypeError: it has, such as the name of a data set.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_array(leaf):
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {leaf!r}; {name} must be a pytree of arrays, or None.")
+
+
+def is_concrete(value: Any) -> bool:
+    """Returns whether a value is a number or an array whose numbers are known, not traced.
+
+    >>> is_concrete(2.0), is_concrete(None)
+    (True, False)
+    """
+    return is_array(value) and not isinstance(value, Tracer)
+
+
+def as_int(value: Any) -> int | None:
+    """Returns an integer of Python or numpy as one of Python, and None for all else, bools too.
+
+    >>> [as_int(x) for x in (2, np.int64(2), 2.0, True, "2", None)]
+    [2, 2, None, None, None, None]
+    """
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if is_int else None
+
+
+def positive_int(name: str, value: Any, what: str = "") -> int:
+    """Returns a positive integer of Python or numpy as one of Python.
+
+    Args:
+      name: what the message calls it.
+      value: what the user passed.
+      what: what the message says besides that it must be a positive int.
+
+    Raises:
+      ValueError: it is something else.
+
+    >>> positive_int("every", 0)
+    Traceback (most recent call last):
+    ValueError: every is 0; it must be a positive int.
+    """
+    found = as_int(value)
+    if found is None or found < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a positive int{what}.")
+    return found
 
 
 def is_number(value: Any) -> bool:

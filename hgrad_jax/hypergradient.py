@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import require_arrays, require_function, traced
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import (
     Array,
@@ -121,6 +121,7 @@ def value_and_hypergradient(
         objective, "objective(params, hparams, outer_data)", "a function that returns a scalar"
     )
     validate.adjoint_serves(adjoint, transition)
+    require_arrays(outer_data, "outer_data")
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
@@ -162,7 +163,8 @@ def _require_scalar(
         state = transition.init(params, jax.tree.unflatten(treedef, first))
         return objective(transition.params(state), hparams, outer_data)
 
-    value = jax.eval_shape(before_training, params, hparams, outer_data)
+    with traced("objective"):
+        value = jax.eval_shape(before_training, params, hparams, outer_data)
     is_array = isinstance(value, jax.ShapeDtypeStruct)
     if not is_array or value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"{value.dtype} of shape {value.shape}" if is_array else f"a {type(value).__name__}"

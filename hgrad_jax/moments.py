@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from hgrad_jax.functions import is_array
 
 
 class Moments(NamedTuple):
@@ -27,10 +30,27 @@ def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
       tree: pytree of floating-point arrays: hypergradients, say, `found.hparams` under `vmap`.
       axis: that of the runs.
 
+    Raises:
+      TypeError: a leaf is no array, or `axis` no int.
+      ValueError: an array has no such axis, or no run.
+
     >>> mean_and_spread({"rate": jnp.array([[1.0, 2.0], [3.0, 2.0]])})
     Moments(mean={'rate': Array([2., 2.], dtype=float32)},
             spread={'rate': Array([1.4142135, 0.       ], dtype=float32)})
     """
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"axis is {axis!r}; it must be an int, the axis of the runs.")
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_array(x):
+            where = "tree" + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {x!r}; it must be an array with an axis of runs.")
+    arrays = jax.tree.map(jnp.asarray, tree)
+    for path, x in jax.tree_util.tree_leaves_with_path(arrays):
+        if not -x.ndim <= axis < x.ndim or not x.shape[axis]:
+            raise ValueError(
+                f"axis is {axis}, but tree{jax.tree_util.keystr(path)} has the shape {x.shape}; "
+                "name the axis of the runs, of which there is at least one."
+            )
 
     def mean(x: Any) -> Any:
         return jnp.mean(x, axis=axis)
@@ -40,5 +60,4 @@ def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
             return jnp.full_like(mean(x), jnp.nan)
         return jnp.std(x, axis=axis, ddof=1)
 
-    arrays = jax.tree.map(jnp.asarray, tree)
     return Moments(jax.tree.map(mean, arrays), jax.tree.map(spread, arrays))

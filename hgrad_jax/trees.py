@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.functions import is_array
 from hgrad_jax.types import Array
 
 
@@ -123,15 +124,21 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
       name: what the error message calls it.
 
     Raises:
+      TypeError: `prefix` holds something other than numbers and arrays.
       ValueError: `prefix` is no prefix of `tree`, or a shape does not broadcast.
     """
+    for path, value in jax.tree_util.tree_leaves_with_path(prefix):
+        if not is_array(value):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {value!r}; it must be a number or an array."
+            )
     try:
         full = jax.tree.map(lambda value, sub: jax.tree.map(lambda _: value, sub), prefix, tree)
     except ValueError as error:
+        where = where_no_prefix(prefix, tree, "params")
         raise ValueError(
-            f"{name} has the structure {jax.tree.structure(prefix)}, which is not a prefix of the "
-            f"parameters' {jax.tree.structure(tree)}; give one value, or one value per tensor in "
-            "the same containers."
+            f"{name} is not a prefix of the parameters' tree: {where}; give one value, or one "
+            "value per tensor in the same containers."
         ) from error
     for value, leaf in zip(jax.tree.leaves(full), jax.tree.leaves(tree), strict=True):
         shape, target = jnp.shape(value), jnp.shape(leaf)
@@ -142,6 +149,64 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
                 "its axis named in hparams_axes."
             )
     return full
+
+
+def require_like(tree: Any, like: Any, name: str, like_name: str) -> None:
+    """Raises if a tree has another structure or other shapes than another.
+
+    Raises:
+      ValueError: it has.
+
+    >>> require_like({"a": 1.0}, {"a": jnp.ones(2)}, "direction", "params")
+    Traceback (most recent call last):
+    ValueError: direction has the shapes {'a': ()}; it must be like params, {'a': (2,)}.
+    """
+    if all(map(is_array, jax.tree.leaves(tree))):
+        found, wanted = (jax.tree.map(jnp.shape, each) for each in (tree, like))
+        if found == wanted:
+            return
+    else:
+        found, wanted = tree, jax.tree.map(jnp.shape, like)
+    raise ValueError(f"{name} has the shapes {found}; it must be like {like_name}, {wanted}.")
+
+
+def where_no_prefix(prefix: Any, tree: Any, name: str) -> str:
+    """Returns in words the first place where a tree is no prefix of another, if there is one.
+
+    Args:
+      prefix: the first tree.
+      tree: the other one.
+      name: what the words call it.
+
+    >>> where_no_prefix({"a": 0}, {"a": 1.0, "b": 2.0}, "hparams")
+    "it has no entry for hparams['b']"
+    >>> where_no_prefix({"a": [0, 1]}, {"a": (2.0, 3.0)}, "hparams")
+    "it has a list where hparams['a'] is a tuple"
+    """
+    ours, theirs = _children(prefix), _children(tree)
+    if () in ours:
+        return ""
+    if type(prefix) is not type(tree):
+        what = "None" if prefix is None else f"a {type(prefix).__name__}"
+        other = "one array" if () in theirs else f"a {type(tree).__name__}"
+        return f"it has {what} where {name} is {other}"
+    for path in (*theirs, *ours):
+        place = name + jax.tree_util.keystr(path)
+        if path not in ours:
+            return f"it has no entry for {place}"
+        if path not in theirs:
+            return f"it has an entry for {place}, which does not exist"
+    # None last, which in hparams_axes is a leaf.
+    for path, child in sorted(ours.items(), key=lambda item: item[1] is None):
+        if found := where_no_prefix(child, theirs[path], name + jax.tree_util.keystr(path)):
+            return found
+    return ""
+
+
+def _children(tree: Any) -> dict[Any, Any]:
+    """Returns what a container holds, by its path; a leaf by the empty one."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    return dict(pairs)
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

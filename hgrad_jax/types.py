@@ -77,6 +77,18 @@ class Transition(NamedTuple):
     update: Update = _no_update
 
 
+def require_transition(value: Any) -> None:
+    """Raises if something is no transition, such as the loss of one, or what makes one.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if not isinstance(value, Transition):
+        raise TypeError(
+            f"transition is {value!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
+        )
+
+
 class RunInfo(NamedTuple):
     """What happened on the way forward. Read it with `check`.
 

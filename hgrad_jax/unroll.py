@@ -13,6 +13,7 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.trajectory import Trajectory, inputs
+from hgrad_jax.trees import require_like
 from hgrad_jax.types import (
     BackwardInfo,
     BatchFn,
@@ -115,7 +116,7 @@ def vjp(
 
     Returns:
       The Unrolled, and `pullback(params_bar, trace_bar=None) -> (Bars, BackwardInfo)`, which takes
-      cotangents like `Unrolled.params` and `Unrolled.trace`.
+      cotangents like `Unrolled.params` and `Unrolled.trace`, and raises ValueError for others.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -135,6 +136,9 @@ def vjp(
     unrolled = Unrolled(read, end, info, trace)
 
     def pullback(params_bar, trace_bar=None):
+        require_like(params_bar, read, "params_bar", "the trained params")
+        if trace_bar is not None:
+            require_like(trace_bar, trace, "trace_bar", "the trace")
         (end_bar,) = pull_params(params_bar)
         zeros = jax.tree.map(jnp.zeros_like, trace) if trace_bar is None else trace_bar
         params_bar, inputs_bar, info = pull_run(end_bar, zeros)

@@ -11,10 +11,11 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_array, require_arrays, require_function, traced
 from hgrad_jax.guard import guarded
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
-from hgrad_jax.types import Data, Hparams, Params, Transition
+from hgrad_jax.trees import where_no_prefix
+from hgrad_jax.types import Data, Hparams, Params, Transition, require_transition
 
 
 def floating(tree: Any, name: str) -> Any:
@@ -28,15 +29,12 @@ def floating(tree: Any, name: str) -> Any:
     if not leaves and name == "params":
         raise ValueError("params is an empty tree; there is nothing to train.")
     for path, leaf in leaves:
-        try:
-            if isinstance(leaf, str | bytes):  # which numpy takes for the name of a dtype
-                raise TypeError
-            dtype = jnp.result_type(leaf)
-        except TypeError as error:
+        if not is_array(leaf):
             where = name + jax.tree_util.keystr(path)
             raise TypeError(
                 f"{where} is {leaf!r}, not an array of floats; keep such settings out of {name}."
-            ) from error
+            )
+        dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = name + jax.tree_util.keystr(path)
             way_out = (
@@ -73,9 +71,9 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"hparams_axes {hparams_axes!r} is not a tree prefix of hparams, whose structure is "
-            f"{jax.tree.structure(hparams)}; give 0 or None for the whole, or in the same "
-            "containers."
+            f"hparams_axes {hparams_axes!r} is not a tree prefix of hparams: "
+            f"{where_no_prefix(hparams_axes, hparams, 'hparams')}; give 0 (a schedule) or None (a "
+            "constant) for each entry, in the same containers, or for the whole."
         ) from error
     result = []
     for (path, leaf), axis in zip(
@@ -129,10 +127,7 @@ def adjoint_serves(adjoint: Any, transition: Transition) -> None:
       TypeError: `adjoint` is none, or `transition` is none.
       ValueError: `Reversible()` with a rule that has no exact map.
     """
-    if not isinstance(transition, Transition):
-        raise TypeError(
-            f"transition is {transition!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
-        )
+    require_transition(transition)
     if not isinstance(adjoint, Adjoint):
         raise TypeError(
             f"adjoint is {adjoint!r}; it must be an object such as Direct() or Reversible()."
@@ -156,7 +151,8 @@ def step(trajectory: Trajectory, params: Params, given: Inputs) -> None:
         )
         return state, after, recorded(trajectory, after, given.data)
 
-    state, after, trace = jax.eval_shape(first, params, given)
+    with traced("a step (loss, batch_fn, record, or a function of hparams)"):
+        state, after, trace = jax.eval_shape(first, params, given)
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but "
@@ -211,8 +207,10 @@ def not_differentiated(data: Data) -> Data:
     """Returns the data, and raises when something differentiates through it.
 
     Raises:
-      ValueError: the data are differentiated, in reverse or forward mode.
+      TypeError: they hold something other than arrays.
+      ValueError: they are differentiated, in reverse or forward mode.
     """
+    require_arrays(data, "data")
     return guarded(
         data,
         "data is being differentiated, but hypergradients are taken of params and hparams only; to "

@@ -14,6 +14,7 @@ from hgrad_jax.models import (
     classification_metrics,
     cross_entropy,
     error_rate,
+    example_losses,
 )
 
 KEY = jax.random.key(0)
@@ -114,7 +115,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("wrong", [0, -1, 2.0, True])
     def test_a_batch_size_is_a_positive_integer(self, wrong):
-        with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+        with pytest.raises(ValueError, match=r"batch_size is .*; it must be a positive int"):
             classification_metrics(PLAIN, batch_size=wrong)
 
 
@@ -154,3 +155,21 @@ class TestValidation:
         loss = functools.partial(classification_loss(PLAIN))
         grads = jax.grad(loss)(init(PLAIN), {}, DATA, None)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("make", [classification_loss, classification_metrics, example_losses])
+@pytest.mark.parametrize("model", [None, type(PLAIN)])
+def test_what_is_no_model(make, model):
+    with pytest.raises(TypeError, match=r"model is .*; pass a flax module such as"):
+        make(model)
+
+
+@pytest.mark.parametrize("batch", [np.ones((3, 2)), (np.ones((3, 2)),), None])
+def test_what_is_no_pair(batch):
+    for function in (classification_loss(PLAIN), example_losses(PLAIN)):
+        with pytest.raises(
+            TypeError, match=r"the batch has .* parts; it must be the pair \(inputs"
+        ):
+            function({}, {}, batch, None)
+    with pytest.raises(TypeError, match=r"the batch has .* parts"):
+        classification_metrics(PLAIN)({}, batch)

@@ -164,6 +164,17 @@ class TestSplit:
         with pytest.raises(ValueError, match=message):
             split(self.DATA, sizes, seed=0)
 
+    @pytest.mark.parametrize("sizes", [2, None, "ab", (True,)])
+    def test_what_is_no_sizes(self, sizes):
+        with pytest.raises(ValueError, match=r"sizes is .*; it must be a sequence of numbers of"):
+            split(self.DATA, sizes, seed=0)
+
+    @pytest.mark.parametrize("seed", [None, "a", -1, 2**32, 0.5])
+    def test_a_seed_that_is_none(self, seed):
+        """None would draw another division each time."""
+        with pytest.raises(ValueError, match=r"seed is .*; it must be an int with 0 <= seed"):
+            split(self.DATA, (5,), seed=seed)
+
 
 class TestLoad:
     @pytest.mark.parametrize(("name", "sizes"), [("digits", (1438, 359)), ("penguins", (274, 68))])

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import socket
 import subprocess
@@ -102,6 +103,14 @@ def test_a_shared_batch_has_the_whole_one_s_derivatives():
     finish(child("-c", command, is_double=True))
 
 
+@dataclasses.dataclass
+class Scaled:
+    by: np.ndarray
+
+    def __call__(self, x):
+        return self.by * x
+
+
 class TestOverDevices:
     def test_on_one_device_it_is_vmap_and_is_compiled_once(self):
         traces = []
@@ -125,6 +134,9 @@ class TestOverDevices:
             (0, {"batch_parts": 0}, (), ValueError, "batch_parts is 0; it must be a positive int"),
             (0, {"batch_parts": 3}, (), ValueError, "3, but there are 1 devices"),
             (0, {"devices": []}, (), ValueError, "devices is empty"),
+            (0, {"devices": 2}, (), TypeError, r"devices is 2; give a list of JAX's devices"),
+            (None, {"devices": 2}, (), TypeError, r"devices is 2; give a list of JAX's devices"),
+            (0, {"devices": ["cpu"]}, (), TypeError, r"devices is \['cpu'\]; give a list of"),
             (0, {}, ([1.0, 2.0], [1.0]), ValueError, r"in common: got argument 0\[0\] \[\], "),
             (0, {}, (np.ones(3), np.ones(2)), ValueError, r"argument 0 \[3\], argument 1 \[2\];"),
             (0, {}, (np.ones((0, 2)), None), ValueError, r"got argument 0 \[0\]; give None for"),
@@ -138,6 +150,12 @@ class TestOverDevices:
     def test_no_function(self):
         with pytest.raises(TypeError, match="function is 3; it must be a function"):
             hg.over_devices(3)  # pyright: ignore[reportArgumentType]
+
+    def test_a_function_that_cannot_be_hashed(self):
+        with pytest.raises(TypeError, match="function is a Scaled that cannot be hashed"):
+            hg.over_devices(Scaled(np.ones(2)))
+        found = hg.over_devices(lambda *args: Scaled(np.ones(2))(*args))(np.ones(3))
+        assert found.shape == (3, 2)
 
 
 class TestDataParallel:
@@ -176,6 +194,21 @@ def test_mean_and_spread_over_seeds():
     np.testing.assert_allclose(found.mean["rate"], draws.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.spread["rate"], draws.std(1, ddof=1), rtol=1e-5)
     assert np.isnan(hg.mean_and_spread(draws[:, :1], axis=1).spread).all()
+
+
+@pytest.mark.parametrize(
+    ("tree", "axis", "error", "message"),
+    [
+        (np.ones((3, 2)), 5, ValueError, r"axis is 5, but tree has the shape \(3, 2\); name the"),
+        ({"a": 1.0}, 0, ValueError, r"axis is 0, but tree\['a'\] has the shape \(\)"),
+        (np.ones((0, 2)), 0, ValueError, r"shape \(0, 2\); .* of which there is at least one"),
+        (np.ones((3, 2)), "runs", TypeError, "axis is 'runs'; it must be an int"),
+        ({"a": "x"}, 0, TypeError, r"tree\['a'\] is 'x'; it must be an array with an axis of runs"),
+    ],
+)
+def test_axes_that_are_none_of_runs(tree, axis, error, message):
+    with pytest.raises(error, match=message):
+        hg.mean_and_spread(tree, axis=axis)
 
 
 def test_tune_refuses_parts_that_the_devices_do_not_make():

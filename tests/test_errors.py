@@ -1,13 +1,16 @@
 """What does not fit together is refused before any step, by a sentence that names it."""
 
-from typing import Any
+import inspect
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hgrad_jax as hg
+from hgrad_jax.data import minibatches, shuffled, with_replacement
 
 ADJOINTS = [hg.Direct(), hg.Checkpointed(), hg.Checkpointed(branching=2), hg.Reversible()]
 HPARAMS = {"learning_rate": 0.1, "momentum": 0.9}
@@ -66,6 +69,32 @@ def test_numpy_integers_are_integers():
     assert unroll(num_steps=np.int64(2)).params["w"].shape == (3,)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: hg.EarlyStopping(patience=n),
+        lambda n: hg.Checkpoints("folder", every=n, keep=n),
+        lambda n: hg.Records("folder", every=n, keep=n, figures_every=n),
+        lambda n: hg.Skip(n),
+        lambda n: minibatches(n),
+        lambda n: shuffled(n, seed=n),
+        lambda n: with_replacement(n),
+        lambda n: hg.online.periods(minibatches(n), minibatches(n), every=n),
+        lambda n: hg.Checkpointed(branching=n),
+        lambda n: hg.Truncated(n),
+        lambda n: hg.Waypoints(n),
+    ],
+    ids=lambda make: inspect.getsource(make).strip()[10:22],
+)
+def test_settings_of_numpy_integers_are_those_of_python_s(make):
+    """Printed alike too: what is printed tells one run's checkpoints from another's."""
+    given, plain = make(np.int64(2)), make(2)
+    assert given == plain
+    assert hash(given) == hash(plain)
+    if not isinstance(plain, hg.Adjoint):
+        assert repr(given) == repr(plain)
+
+
 def test_params():
     refused(ValueError, "params is an empty tree; there is nothing to train", params={})
     wrong = START | {"b": jnp.int32(1)}
@@ -99,8 +128,13 @@ def test_a_missing_hyperparameter():
         (-1, "hparams_axes has -1"),
         (False, "hparams_axes has False"),
         (0.5, "hparams_axes has 0.5"),
-        ({"learning_rate": 0}, "is not a tree prefix of hparams, whose structure is"),
-        ([0, None], "is not a tree prefix of hparams"),
+        ({"learning_rate": 0}, r"is not a tree prefix .*: it has no entry for hparams\['momentum"),
+        (
+            {"learning_rate": 0, "momentum": None, "l2": None},
+            r"has an entry for hparams\['l2'\], w",
+        ),
+        ([0, None], "is not a tree prefix of hparams: it has a list where hparams is a dict"),
+        ({"learning_rate": [0], "momentum": 0}, r"a list where hparams\['learning_rate'\] is one"),
     ],
 )
 def test_hparams_axes(axes, match):
@@ -120,7 +154,10 @@ def test_schedules_of_another_length(rate):
 @pytest.mark.parametrize(
     ("rate", "match"),
     [
-        ({"w": 0.1}, "learning_rate has the structure .* not a prefix of the parameters'"),
+        (
+            {"w": 0.1},
+            r"learning_rate is not a prefix of the parameters' .* entry for params\['b'\]",
+        ),
         ({"w": jnp.ones(2), "b": 0.1}, r"learning_rate has shape \(2,\) where .* shape \(3,\)"),
         (jnp.ones(3), r"learning_rate has shape \(3,\) where a parameter has shape \(\)"),
     ],
@@ -404,6 +441,10 @@ def test_pieces_of_a_rule_of_ones_own(changes, message):
         ({"key": jnp.zeros(2)}, r"key is float32\[2\], not one PRNG key"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, r"key is key<fry>\[3\], not one PRNG"),
         ({"record": 3}, r"record is 3, but is called as record\(state, data\)"),
+        (
+            {"record": lambda state, data: state.params if state.count else data},
+            r"a step \(loss, batch_fn, record, .*\) asks a traced array for its value, as Python's",
+        ),
     ],
 )
 def test_what_a_run_is_made_from(settings, message):
@@ -428,6 +469,9 @@ def test_rates_that_are_no_numbers(rate):
     rule = hg.sgd(square, learning_rate=rate)
     with pytest.raises(TypeError, match=r"a hyperparameter of the rule is .*; pass a number"):
         hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=1)
+    rule = hg.momentum(loss, learning_rate=lambda hparams: {"w": "0.1", "b": 0.1}, momentum=0.9)
+    with pytest.raises(TypeError, match=r"learning_rate\['w'\] is '0.1'; it must be a number or"):
+        hg.unroll(rule, START, {"l2": 0.1}, jnp.zeros(3), num_steps=1)
 
 
 def test_a_loss_of_other_arguments():
@@ -469,3 +513,79 @@ def test_check_takes_a_hypergradient():
     assert hg.check(fine) is fine
     with pytest.raises(hg.HypergradientError, match="infinite or NaN"):
         hg.check(found(jnp.inf))
+
+
+RULE, ENDS = hg.momentum(loss), jnp.zeros(3)
+LEARNED = {"learned": ("learning_rate",), "make_tx": lambda hparams: optax.sgd(0.1)}
+
+
+def pulled(params_bar, trace_bar=None):
+    given = {"num_steps": 2, "record": lambda state, data: state.params["w"]}
+    return hg.vjp(RULE, START, HPARAMS, ENDS, **given)[1](params_bar, trace_bar)
+
+
+def cubes(params):
+    return jnp.sum(params**3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: unroll(data="mnist"), TypeError, "data is 'mnist'; data must be a pytree of arr"),
+        (lambda: unroll(data=(ENDS, "a")), TypeError, r"data\[1\] is 'a'; data must be a pytree"),
+        (lambda: pulled({"w": ENDS}), ValueError, r"params_bar has the shapes .* like the trained"),
+        (lambda: pulled(None), ValueError, "params_bar has the shapes None; it must be like the"),
+        (lambda: pulled(START, ENDS), ValueError, r"trace_bar has the shapes \(3,\); .* the trace"),
+        (lambda: hg.hvp(cubes, ENDS, START), ValueError, r"direction has the .* like params, \(3"),
+        (lambda: hg.hvp(cast(Any, 1), ENDS, ENDS), TypeError, "loss is 1; pass a function that"),
+        (lambda: hg.mixed_product(cubes, ENDS, 0.1, 0.1), ValueError, r"direction .* shapes \(\)"),
+        (lambda: hg.average(cast(Any, loss)), TypeError, "transition is .*; build one with hg.mom"),
+        (lambda: hg.polyak_average(cast(Any, loss)), TypeError, "transition is .*; build one with"),
+        (
+            lambda: hg.project_to_box(cast(Any, loss), lower=0.0, upper=1.0),
+            TypeError,
+            "transition is .*; build one with",
+        ),
+        (
+            lambda: hg.modified(cast(Any, None)),
+            TypeError,
+            "provider is None, but is called as prov",
+        ),
+        (lambda: hg.check_gradient(cast(Any, None), ENDS), TypeError, "loss is None; pass a func"),
+        (
+            lambda: hg.cotangent_norms(cast(Any, 1), RULE, START, HPARAMS, ENDS, num_steps=2),
+            TypeError,
+            "objective is 1, but is called as objective",
+        ),
+        (
+            lambda: hg.over_devices(lambda x: x if x > 0 else -x)(ENDS),
+            TypeError,
+            "function asks a traced array for its value",
+        ),
+        (
+            lambda: hg.sweep(lambda h, key, data: h["a"] if h["a"] > 0 else 0.0, [{"a": 1.0}]),
+            TypeError,
+            "run asks a traced array for its value",
+        ),
+        (
+            lambda: hg.sweep(lambda h, key, data: h["a"], [{"a": 1.0}], "mnist"),
+            TypeError,
+            "data is 'mnist'; data must be a pytree of arrays",
+        ),
+        (
+            lambda: hg.online.t1_t2(RULE, loss, bounds=cast(Any, 5), **LEARNED),
+            TypeError,
+            "bounds is 5; it must be a dict of pairs",
+        ),
+    ],
+)
+def test_other_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_keys_are_data():
+    hparams = HPARAMS | {"l2": 0.1}
+    data = (ENDS, jax.random.key(0))
+    out = hg.unroll(hg.momentum(square), ENDS, hparams, data, num_steps=2)
+    assert out.params.shape == (3,)

@@ -63,6 +63,10 @@ class TestHistory:
         with pytest.raises(ValueError, match="train_inputs is None"):
             run(**settings)
 
+    def test_counts_may_be_of_numpy(self):
+        out = fit_quadratic(num_epochs=cast(int, np.int64(2)), steps_per_epoch=np.int32(3))
+        assert out.history.step.tolist() == [0, 3, 6]
+
     def test_table_json_and_figure(self):
         out = fit_digits(valid=digits()[1], metrics=METRICS, loss=LOSS)
         lines = str(out.history).splitlines()
@@ -80,6 +84,14 @@ class TestHistory:
         assert fit_digits(loss=LOSS).history.plot().axes[0].get_ylabel() == "loss"
         with pytest.raises(ValueError, match="there are 2 panels"):
             out.history.plot(Figure().subplots())
+
+    def test_nothing_to_draw(self):
+        out = fit_quadratic(num_epochs=1, loss=None, metrics=None)
+        with pytest.raises(ValueError, match=r"neither metrics nor losses, .* pass metrics= or"):
+            out.history.plot()
+        history = fit_quadratic(num_epochs=1).history
+        with pytest.raises(TypeError, match=r"axes are \[5\]; pass matplotlib's, or None"):
+            history.plot(5)
 
     def test_the_bar_shows_rates_on_standard_error_if_asked_to(self, capsys):
         fit_digits(metrics=METRICS, progress=True)
@@ -191,6 +203,11 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=message):
             hg.Checkpoints(**{"folder": "checkpoints"} | settings)
 
+    @pytest.mark.parametrize("folder", [None, 5])
+    def test_no_folder(self, folder):
+        with pytest.raises(TypeError, match=f"folder is {folder}; name a folder by a str or"):
+            hg.Checkpoints(folder)
+
 
 def test_what_is_not_asked_for_is_not_imported():
     code = (
@@ -222,6 +239,7 @@ class TestBadInput:
             ),
             ({"loss": lambda *args: jnp.ones(2)}, r"loss returned float32 of shape \(2,\)"),
             ({"hparams_axes": 0}, "is a schedule of shape"),
+            ({"epoch_hparams": lambda h, epoch: None}, "epoch_hparams returned None; it must"),
         ],
         ids=lambda x: "" if isinstance(x, str) else "-".join(x),
     )
@@ -235,6 +253,22 @@ class TestBadInput:
             ({"rule": LOSS}, "transition is .*; build one with hg.momentum"),
             ({"metrics": METRICS, "target": 0.3}, r"target is 0.3; it must be an hg.Target\("),
             ({"hparams": {"learning_rate": 1, "momentum": 0.9}}, "write 1.0 for 1"),
+            (
+                {"epoch_hparams": lambda h, epoch: h if epoch < 2 else HPARAMS},
+                r"epoch_hparams asks a traced array .*`if`.*; write jnp.where or jax.lax.cond",
+            ),
+            (
+                {"epoch_hparams": lambda h, epoch: h | {"learning_rate": [0.1, 0.2, 0.3][epoch]}},
+                r"epoch_hparams asks a traced array .*; write .* jnp.asarray\(values\)\[i\]",
+            ),
+            (
+                {"batch_fn": lambda d, t, k: d if t else None},
+                "a step .* asks a traced array for its",
+            ),
+            (
+                {"metrics": lambda params, data: {"a": float(jnp.sum(data.inputs))}},
+                "metrics asks a traced array for its value",
+            ),
         ],
         ids=lambda x: "" if isinstance(x, str) else "-".join(x),
     )

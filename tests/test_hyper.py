@@ -1,5 +1,7 @@
 """Sharing maps, parametrizations, penalties and the rescaling, by their values."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +159,24 @@ class TestPenalties:
         with pytest.raises(ValueError, match="coefficients has shape"):
             hyper.l2(params, {"w": jnp.ones(3), "b": 1.0})
 
+    @pytest.mark.parametrize("penalty", [hyper.l1, hyper.l2])
+    @pytest.mark.parametrize(
+        ("params", "coefficients", "error", "message"),
+        [
+            (jnp.ones(2), "a", TypeError, "coefficients is 'a'; it must be a number or an array"),
+            ({"w": jnp.ones(2)}, {"w": None}, ValueError, r"has None where params\['w'\] is one"),
+            ({"w": jnp.ones(2)}, {"w": "a"}, TypeError, r"coefficients\['w'\] is 'a'; it must be"),
+            ({"w": jnp.ones(2)}, [1.0], ValueError, "it has a list where params is a dict"),
+            (jnp.ones(2), lambda h: h, TypeError, "coefficients is .*; it must be a number or"),
+            (1.0, jnp.ones(2), ValueError, r"coefficients has shape \(2,\) where a parameter has"),
+            ("a", 1.0, TypeError, "params is 'a', not an array of floats"),
+            ({}, 1.0, ValueError, "params is an empty tree"),
+        ],
+    )
+    def test_what_is_no_penalty(self, penalty, params, coefficients, error, message):
+        with pytest.raises(error, match=message):
+            penalty(params, coefficients)
+
     def test_weighted_mean(self):
         losses, weights = jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 0.5, 0.0])
         value, bars = jax.value_and_grad(hyper.weighted_mean, 1)(losses, weights)
@@ -164,6 +184,10 @@ class TestPenalties:
         np.testing.assert_allclose(bars, losses / 3)
         with pytest.raises(ValueError, match="pass the weights of the batch's examples"):
             hyper.weighted_mean(losses, jnp.ones(4))
+        with pytest.raises(TypeError, match=r"losses is a list; it must be an array \[B\]"):
+            hyper.weighted_mean(*cast(Any, ([1.0, 2.0], [0.5, 1.0])))
+        with pytest.raises(TypeError, match=r"weights is a NoneType; it must be an array \[B\]"):
+            hyper.weighted_mean(losses, cast(Any, None))
 
 
 class TestRescaling:

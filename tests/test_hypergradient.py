@@ -153,6 +153,14 @@ def test_an_objective_that_is_not_a_scalar_is_refused_before_training(wrong, wha
         found(hg.Direct(), wrong, batch_fn=never)(START, HPARAMS)
 
 
+def test_an_objective_that_asks_for_values_is_refused_before_training():
+    def objective(params, hparams, valid):
+        return float(hparams["momentum"])
+
+    with pytest.raises(TypeError, match="objective asks a traced array for its value, as Python"):
+        found(hg.Direct(), objective)(START, HPARAMS)
+
+
 def test_errors_of_the_run_come_as_from_unroll():
     with pytest.raises(TypeError, match="adjoint is <class"):
         found(hg.Direct)(START, HPARAMS)

@@ -210,7 +210,7 @@ def test_equal_settings_are_not_traced_again():
 @pytest.mark.parametrize("make", [minibatches, lambda b: shuffled(b, seed=0), with_replacement])
 def test_batch_size_is_checked(make):
     for wrong in (0, -3, 2.0, True):
-        with pytest.raises(ValueError, match=f"batch_size must be a positive integer: got {wrong}"):
+        with pytest.raises(ValueError, match=f"batch_size is {wrong}; it must be a positive int"):
             make(wrong)
     with pytest.raises(ValueError, match="batch_size is 10, but data has 9 examples"):
         jax.eval_shape(make(10), jnp.zeros((9, 2)), 0, KEY)

@@ -260,10 +260,46 @@ class TestInitializers:
                 lambda: init(MLP((3,), dropout_rate=1.5)),
                 r"dropout_rate is 1\.5; it must be in \[0,",
             ),
+            (lambda: init(MLP((3,), dropout_rate=cast(Any, "a"))), "dropout_rate is 'a'; it must"),
+            (lambda: init(MLP((5, 0))), r"features is \(5, 0\); give widths of layers, positive"),
+            (lambda: init(MLP(cast(Any, (5.0, 3)))), r"features is \(5.0, 3\); give widths"),
+            (lambda: init(CNN(3, channels=cast(Any, 4))), "channels is 4; give widths of layers"),
+            (lambda: init(CNN(3, hidden=cast(Any, 4))), "hidden is 4; give widths of layers"),
+            (lambda: init(CNN(3, halves=cast(Any, True))), "halves is True; give a bool for each"),
+            (lambda: init(SoftmaxRegression(cast(Any, "a"))), "num_classes is 'a'; it must be a"),
         ],
     )
     def test_bad_input(self, call, message):
         with pytest.raises(ValueError, match=message):
+            call()
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (
+                lambda: init(MLP((4, 3), activation=cast(Any, "relu"))),
+                "activation is 'relu'; pass a function such as flax.linen.relu",
+            ),
+            (
+                lambda: init(CNN(3, activation=cast(Any, None))),
+                "activation is None; pass a function such as flax.linen.relu",
+            ),
+            (
+                lambda: init(MLP((4, 3), kernel_init=cast(Any, "zeros"))),
+                r"kernel_init is 'zeros'; pass a function such as hgrad_jax.models.lecun",
+            ),
+            (
+                lambda: init(MLP((4, 3), kernel_init=cast(Any, (1.0, 2.0)))),
+                r"kernel_init\[0\] is 1.0; pass a function",
+            ),
+            (
+                lambda: init(SoftmaxRegression(3, bias_init=cast(Any, 0.0))),
+                "bias_init is 0.0; pass a function such as",
+            ),
+        ],
+    )
+    def test_what_is_no_function(self, call, message):
+        with pytest.raises(TypeError, match=message):
             call()
 
 

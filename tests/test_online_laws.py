@@ -247,6 +247,12 @@ def made(method=online.t1_t2, **settings: Any):
         ({"every": 0}, ValueError, "every is 0; it must be a positive int"),
         ({"bounds": {"momentum": (0.0, 1.0)}}, ValueError, "'momentum', which is not learned"),
         ({"bounds": {"learning_rate": 1.0}}, ValueError, r"must be a pair \(lower, upper\)"),
+        (
+            {"bounds": {"learning_rate": (1.0, jnp.array([0.5, 2.0]))}},
+            ValueError,
+            r"bounds\['learning_rate'\] is .*, whose lower bound is above the upper one",
+        ),
+        ({"bounds": {"learning_rate": ("a", 1.0)}}, TypeError, r"\] has 'a'; a bound is a number"),
     ],
 )
 def test_refuses_when_it_is_made(method, settings, error, message):

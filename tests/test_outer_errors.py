@@ -42,6 +42,8 @@ class TestSharing:
     def test_params_that_are_no_floats(self, make):
         with pytest.raises(TypeError, match=r"params\['n'\] has dtype int32, of which no hyper"):
             make().init({"n": jnp.ones(3, jnp.int32)}, 0.5)
+        with pytest.raises(TypeError, match=r"params\['n'\] is 'a', not an array of floats; pass"):
+            make().init({"n": "a"}, 0.5)
 
     @pytest.mark.parametrize("made", [3, None, (1.0,), "2", (2, 1), (2, 3, 1)])
     def test_a_shape_map_that_makes_no_shape(self, made):
@@ -96,8 +98,10 @@ class TestSharing:
     def test_scales_that_do_not_fit_the_weights(self):
         with pytest.raises(ValueError, match=r"log_scale has shape \(4,\) where a parameter has"):
             hyper.weights_of(PARAMS, {"w": jnp.ones(4), "b": 0.0})
+        with pytest.raises(TypeError, match=r"log_scale is '1'; it must be a number or an array"):
+            hyper.weights_of(PARAMS, "1")
         rescaled = hyper.rescaled(lambda params, hparams, batch, key: jnp.float32(0))
-        with pytest.raises(ValueError, match=r"log_scale has the structure .* not a prefix"):
+        with pytest.raises(ValueError, match="log_scale is not a prefix of the parameters"):
             rescaled(PARAMS, {"log_scale": {"w": 1.0}, "log_penalty": 0.0}, None, None)
 
 
@@ -132,6 +136,18 @@ class TestRanges:
         with jax.enable_x64(True):
             (found,) = getattr(hyper, name).from_value({"x": [value]})["x"]
             assert np.isfinite(found)
+
+    def test_values_at_which_the_derivative_is_zero(self):
+        """Inside, and the inverse is finite, but no hypergradient would ever move them."""
+        near = np.float32(1) - np.float32(2.0**-24)
+        message = r"\['x'\] is .*0\.99999994.*, so near to an end of logit that its slope is 0 in"
+        for transform in (lambda f: f, jax.jit):
+            with pytest.raises(ValueError, match=message):
+                transform(lambda: hyper.logit.from_value({"x": near}))()
+        u = hyper.logit.from_value(np.array([0.999999, 1e-30], np.float32))
+        assert np.all(np.asarray(jax.jvp(hyper.logit.to_value, (u,), (jnp.ones(2),))[1]) > 0)
+        with jax.enable_x64(True):
+            hyper.logit.from_value({"x": float(near)})
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_a_tuning_that_would_start_from_no_number(self, bad):

@@ -17,11 +17,11 @@ def loss(params, hparams, batch, key):
 
 
 @functools.cache
-def compiled(adjoint, *, bad_step=None, is_batched=False):
-    """`rate, momentum -> Unrolled, bars, BackwardInfo`; the batch of `bad_step` is NaN."""
+def compiled(adjoint, *, bad_step=None, bad=np.nan, is_batched=False):
+    """`rate, momentum -> Unrolled, bars, BackwardInfo`; the batch of `bad_step` is bad."""
 
     def batch_fn(data, t, key):
-        return jnp.where(t == (-1 if bad_step is None else bad_step), jnp.nan, data)
+        return jnp.where(t == (-1 if bad_step is None else bad_step), bad, data)
 
     def run(rate, momentum):
         out, pullback = hg.vjp(
@@ -73,9 +73,11 @@ def test_numbers_beyond_the_fixed_point_range():
             hg.check(found)
 
 
-def test_a_loss_that_becomes_nan():
-    out, bars, info = compiled(hg.Reversible(), bad_step=17)(0.1, 0.9)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_becomes_infinite_or_nan(bad):
+    out, bars, info = compiled(hg.Reversible(), bad_step=17, bad=bad)(0.1, 0.9)
     assert bool(out.info.nonfinite)
+    assert not bool(out.info.overflow)
     assert int(out.info.damaged_at) == 17
     assert is_nan((out.params, out.trace, bars))
     for found in (out, info):
@@ -83,6 +85,15 @@ def test_a_loss_that_becomes_nan():
             hg.HypergradientError, match=r"infinite or NaN at step 17; .* loss that"
         ):
             hg.check(found)
+
+
+def test_a_gradient_that_is_finite_but_leaves_the_range_is_told_from_an_infinite_one():
+    out, bars, info = compiled(hg.Reversible(), bad_step=17, bad=1e30)(0.1, 0.9)
+    assert bool(out.info.overflow)
+    assert not bool(out.info.nonfinite)
+    assert is_nan((out.params, out.trace, bars))
+    with pytest.raises(hg.HypergradientError, match="left the fixed-point range at step 17; lower"):
+        hg.check(info)
 
 
 def test_a_loss_that_becomes_nan_under_other_adjoints():

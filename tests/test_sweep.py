@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -437,6 +438,14 @@ class TestReport:
             call(by_hand())
 
 
+@dataclasses.dataclass
+class Unhashable:
+    """As any dataclass that compares by its fields."""
+
+    def __call__(self, hparams, key, data):
+        return hparams["a"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -453,6 +462,8 @@ class TestReport:
         ({"keys": KEYS[:0]}, ValueError, "keys is empty"),
         ({"memory": 0}, ValueError, "memory is 0; it must be a positive number"),
         ({"devices": []}, ValueError, "devices is empty"),
+        ({"devices": 2}, TypeError, "devices is 2; give a list of JAX's devices, such as"),
+        ({"run": Unhashable()}, TypeError, "run is a Unhashable that cannot be hashed"),
         ({"run": lambda hparams, key, data: {}}, ValueError, "run returned no array"),
     ],
 )

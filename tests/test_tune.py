@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from matplotlib.image import imread
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches, shared_examples
 from hgrad_jax.tuning import records
+from hgrad_jax.tuning.history import Rows
 from hgrad_jax.tuning.splits import resplit
 from tests import tune_child
 from tests.tune_child import (
@@ -92,6 +93,11 @@ class TestTune:
         assert out.reason == "all meta-steps are done"
         assert out.best is None
         assert out.resumed_at is None
+
+    def test_counts_may_be_of_numpy(self):
+        one = np.int64(1)
+        out = tune(num_meta_steps=one, num_runs=one, num_steps=np.int64(4), batch_parts=one)
+        assert out.history.value.shape == (1, 1)
 
     def test_seeds_are_fresh_or_fixed(self):
         starts = {"objective": lambda params, hparams, valid: params[0], "num_meta_steps": 2}
@@ -200,6 +206,53 @@ class TestTune:
 
 
 class TestMetaStep:
+    @staticmethod
+    def step(**changes):
+        hparams, optimizer = {"learning_rate": jnp.float32(0.1)}, hg.sign_descent(0.1)
+        settings: Any = {"optimizer": optimizer} | changes
+        return hg.meta_step(
+            lambda params, hparams, valid: jnp.sum(params),
+            hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2)),
+            settings.pop("init_params", jnp.ones(2)),
+            hparams,
+            settings.pop("opt_state", optimizer.init(hparams)),
+            None,
+            num_steps=2,
+            **settings,
+        )
+
+    def test_what_it_found_can_be_checked(self):
+        step = self.step()
+        with pytest.raises(TypeError, match=r"info is a MetaStep; .*: hg.check\(step.found\)"):
+            hg.check(cast(Any, step))
+        assert hg.check(step.found) is step.found
+
+    def test_hyperparameters_of_a_run_that_are_none(self):
+        with pytest.raises(ValueError, match="returned None; it must return the hyperparameters"):
+            self.step(run_hparams=lambda hparams, num_steps: None)
+        with pytest.raises(TypeError, match=r"run_hparams is 3, but is called as"):
+            self.step(run_hparams=3)
+
+    @pytest.mark.parametrize(
+        ("settings", "error", "message"),
+        [
+            ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),
+            ({"opt_state": None}, ValueError, r"opt_state is not of this .* optimizer.init\(hpar"),
+            ({"optimizer": optax.adam(0.1)}, ValueError, "opt_state is not of this optimizer and"),
+            ({"num_runs": 0}, ValueError, "num_runs is 0; it must be a positive int"),
+            ({"key": 0}, TypeError, "key is 0, not one PRNG key"),
+            (
+                {"init_params": lambda key: float(key_data(key)[0]), "key": KEY},
+                TypeError,
+                "init_params asks a traced array for its value",
+            ),
+        ],
+        ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+    )
+    def test_bad_input(self, settings, error, message):
+        with pytest.raises(error, match=message):
+            jax.jit(lambda: self.step(**settings).hparams)()
+
     def test_it_can_be_mapped_over_settings(self):
         of_loop = ("num_meta_steps", "progress")
         settings: dict[str, Any] = {name: x for name, x in SETTINGS.items() if name not in of_loop}
@@ -267,11 +320,31 @@ class TestBad:
         assert first["problem"] is None
         assert "lower the learning rate" in second["problem"]
         assert second["value"] == [None]
+        assert_close(stop.value.usable, HPARAMS)
         # Once more: it goes on from what was good, and stops there again.
         with pytest.raises(hg.TuningError, match=r"^meta-step 1: the training became") as again:
             tune(sometimes_nan, records=folder)
         assert again.value.tuned.resumed_at == 1
         assert len(read_lines(tmp_path)) == 2
+        assert_close(again.value.usable, HPARAMS)
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_after_an_outer_step_too_large_there_are_hyperparameters_to_go_on_from(
+        self, every, tmp_path
+    ):
+        """The last ones whose hypergradient was good, not those that the step led to."""
+        growing = optax.sgd(lambda count: jnp.where(jnp.asarray(count) < 2, 0.01, 1e8))
+        given = {"records": hg.Records(tmp_path, every=every, figures_every=None)}
+        given |= {"optimizer": growing, "num_meta_steps": 6, "fresh_seeds": False}
+        with pytest.raises(hg.TuningError, match=r"^meta-step 3: "):
+            tune(**given)
+        with pytest.raises(hg.TuningError, match=r"^meta-step 3: ") as stop:  # from checkpoints
+            tune(**given)
+        assert stop.value.tuned.resumed_at == 3
+        assert max(np.abs(x).max() for x in jax.tree.leaves(stop.value.tuned.hparams)) > 1e3
+        mended = {"optimizer": optax.sgd(0.01), "fresh_seeds": False}
+        assert_close(stop.value.usable, tune(num_meta_steps=2, **mended).hparams)
+        assert not tune(hparams=stop.value.usable, **mended).history.is_bad.any()
 
     def test_skip_warns_and_leaves_everything_as_it_was(self):
         settings = {"num_meta_steps": 4, "optimizer": optax.adam(0.1)}
@@ -306,6 +379,10 @@ class TestBad:
         assert out.best.meta_step > 0
         assert np.isfinite(out.best.value)
 
+    def test_a_history_without_a_meta_step_has_no_figures(self):
+        with pytest.raises(ValueError, match="has no meta-step, so that there is nothing to draw"):
+            Rows({}, []).history([]).plot()
+
     def test_an_unrestored_run_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the run backwards did not restore"):
             tune(adjoint=Unrestored())
@@ -313,6 +390,14 @@ class TestBad:
     def test_an_update_that_is_not_finite_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the optimizer made hyperparameters"):
             tune(optimizer=optax.scale(np.inf))
+        with pytest.raises(hg.TuningError, match="the optimizer made hyperparameters") as stop:
+            tune(optimizer=optax.scale(np.inf))
+        assert_close(stop.value.usable, HPARAMS)
+
+    def test_a_bad_start_leaves_nothing_to_go_on_from(self):
+        with pytest.raises(hg.TuningError, match=r"^meta-step 0: the training became") as stop:
+            tune(lambda key: init_params(key) * jnp.nan)
+        assert stop.value.usable is None
 
 
 def grown(updates, state, params=None):
@@ -398,6 +483,18 @@ class TestRecords:
             tune(records=hg.Records(tmp_path), num_runs=2)
         assert path.read_bytes() == before
 
+    @pytest.mark.parametrize("every", [1, 5])
+    def test_checkpoints_may_be_more_or_fewer_than_before_a_kill(self, every, recorded, tmp_path):
+        """As if killed before the first checkpoint, with three lines."""
+        settings, given = {"num_runs": 2}, {"figures_every": None, "is_whole": True}
+        tune(records=hg.Records(tmp_path, every=3, **given), **settings)
+        assert len(read_lines(tmp_path)) == 3
+        shutil.rmtree(tmp_path / "checkpoints")
+        out = tune(records=hg.Records(tmp_path, every=every, **given), **settings)
+        assert out.resumed_at is None
+        assert same_bits(out, recorded[1])
+        assert [line["meta_step"] for line in read_lines(tmp_path)] == [0, 1, 2]
+
     @pytest.mark.parametrize("damage", ["shortened", "strange", "no checkpoints"])
     def test_records_that_are_not_the_checkpoint_s(self, damage, recorded, tmp_path):
         folder = tmp_path / "run"
@@ -467,6 +564,10 @@ class TestRecords:
         with pytest.raises(ValueError, match=message):
             hg.Records(**{"folder": "records"} | settings)
 
+    def test_no_folder(self):
+        with pytest.raises(TypeError, match="folder is None; name a folder by a str or"):
+            hg.Records(cast(Any, None))
+
 
 class TestSharedExamples:
     def test_all_copies_are_found_and_nothing_else(self):
@@ -498,6 +599,7 @@ class TestSharedExamples:
             "valid overlaps train: 4 of its .* 5",
         ),
         ({"test": VALID, "metrics": metrics}, ValueError, "test overlaps valid: 6 of its examples"),
+        ({"train": "mnist"}, TypeError, "train is 'mnist'; train must be a pytree of arrays"),
         ({"num_meta_steps": 0}, ValueError, "num_meta_steps is 0; it must be a positive int"),
         ({"num_runs": 1.5}, ValueError, "num_runs is 1.5; it must be a positive int"),
         ({"num_steps": lambda k: 2 - k}, ValueError, "at least one and at most num_steps = 1"),
@@ -518,6 +620,32 @@ class TestSharedExamples:
         ({"train": (TRAIN[0], TRAIN[1] * np.nan)}, ValueError, r"train\[1\] has 12 numbers"),
         ({"fresh_splits": True, "valid": VALID[0]}, ValueError, "fresh_splits is True, but an ex"),
         ({"run_hparams": lambda h: h}, TypeError, r"called as run_hparams\(hparams, num_steps\)"),
+        (
+            {"run_hparams": lambda h, n: None},
+            ValueError,
+            r"run_hparams\(hparams, num_steps\) returned None; it must return the hyperparameters",
+        ),
+        (
+            {"run_hparams": lambda h, n: {"learning_rate": "a"}},
+            TypeError,
+            r"run_hparams\(hparams, num_steps\)\['learning_rate'\] is 'a', not an array of floats",
+        ),
+        (
+            {"run_hparams": lambda h, n: h if h["log_l2"] > 0 else None},
+            TypeError,
+            r"run_hparams asks a traced array for its value, .*; write jnp.where or jax.lax.cond",
+        ),
+        (
+            {"metrics": lambda params, data, x: {}},
+            TypeError,
+            r"metrics takes \(params, data, x\), but is called as metrics\(params, data\)",
+        ),
+        (
+            {"metrics": metrics, "metrics_args": (TRAIN,)},
+            TypeError,
+            r"metrics takes \(params, data\), but is called as metrics\(params, data, args_0\)",
+        ),
+        ({"metrics": metrics, "metrics_args": TRAIN[0]}, TypeError, "it must be a tuple of what"),
         (
             {"early_stopping": hg.EarlyStopping("test_error"), "test": TEST, "metrics": metrics},
             ValueError,
@@ -544,6 +672,19 @@ def test_bad_input(settings, error, message):
 def test_inside_of_a_program():
     with pytest.raises(TypeError, match=r"tune cannot run inside jit.*hg\.meta_step is for that"):
         jax.jit(lambda x: tune(hparams=HPARAMS | {"log_l2": x}).hparams)(1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hg.sign_descent(0.1, momentum=cast(Any, "a")), "momentum is 'a'; it must be at"),
+        (lambda: hg.nonnegative_adam(0.1, b1=2.0), "b1 is 2.0; it must be at least 0 and below 1"),
+        (lambda: hg.nonnegative_adam(0.1, eps=-1.0), "eps is -1.0; it must be a number, at least"),
+    ],
+)
+def test_settings_of_optimizers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_at_most_is_positive():

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from hgrad_jax.functions import as_int, is_number
+
 T = TypeVar("T")
 
 
@@ -84,23 +86,31 @@ def split(data: T, sizes: Sequence[int] | Sequence[float], *, seed: int) -> tupl
       One pytree like `data` for each size.
 
     Raises:
-      ValueError: a size is not positive, sizes mix integers and fractions, or their sum is too
-        large.
+      ValueError: the seed is out of range, a size is not positive, sizes mix integers and
+        fractions, or their sum is too large.
 
     >>> train, valid = split(Dataset(np.eye(10), np.arange(10)), (0.8, 0.2), seed=0)
     >>> train.labels.shape, valid.labels.shape
     ((8,), (2,))
     """
     n = num_examples(data)
+    if (found := as_int(seed)) is None or not 0 <= found < 2**32:
+        raise ValueError(f"seed is {seed!r}; it must be an int with 0 <= seed < 2**32.")
     ends = _ends(sizes, n)
     # RandomState's stream is frozen (NEP 19); that of numpy's Generator may change.
-    order = np.random.RandomState(seed).permutation(n)
+    order = np.random.RandomState(found).permutation(n)
     parts = np.split(order, ends)[: len(ends)]
     return tuple(jax.tree.map(lambda x, part=part: x[part], data) for part in parts)
 
 
 def _ends(sizes: Sequence[int] | Sequence[float], n: int) -> np.ndarray:
     """Returns where each part ends in the permutation."""
+    is_sequence = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
+    if not is_sequence or not all(map(is_number, sizes)):
+        raise ValueError(
+            f"sizes is {sizes!r}; it must be a sequence of numbers of examples, such as "
+            "(1000, 500), or of fractions, (0.8, 0.2)."
+        )
     kinds = {isinstance(size, (int, np.integer)) for size in sizes}
     if len(kinds) != 1:
         raise ValueError(f"sizes must be all integers or all fractions: got {sizes!r}.")

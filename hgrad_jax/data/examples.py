@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.data.dataset import num_examples
+from hgrad_jax.functions import positive_int, require_arrays
 
 
 def validate_examples(data: Any, num_classes: int, name: str = "data") -> Any:
@@ -27,8 +28,10 @@ def validate_examples(data: Any, num_classes: int, name: str = "data") -> Any:
     ...
     ValueError: data has the label 2 at example 1; the classes are 0..1: correct it, ...
     """
-    if len(data) != 2:
-        raise ValueError(f"{name} has {len(data)} parts; it must be the pair (inputs, labels).")
+    positive_int("num_classes", num_classes)
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        what = f"{len(data)} parts" if isinstance(data, tuple | list) else "no parts"
+        raise ValueError(f"{name} has {what}; it must be the pair (inputs, labels).")
     inputs, labels = (np.asarray(part) for part in data)
     num_examples((inputs, labels))
     if labels.ndim != 1:
@@ -59,8 +62,10 @@ def validate_finite(data: Any, name: str = "data") -> Any:
       name: what the message calls the data.
 
     Raises:
+      TypeError: they hold something other than arrays.
       ValueError: a number is infinite or NaN; the message names the first such example.
     """
+    require_arrays(data, name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             continue

@@ -22,6 +22,7 @@ from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.permutation import permuted
+from hgrad_jax.functions import as_int, positive_int
 
 BatchFn = Callable[[Any, Array, Array | None], Any]
 
@@ -46,7 +47,7 @@ def minibatches(batch_size: int) -> BatchFn:
     >>> [batch_fn(jnp.arange(6), t, jax.random.key(0)).tolist() for t in range(3)]
     [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]
     """
-    return _InOrder(_positive("batch_size", batch_size))
+    return _InOrder(positive_int("batch_size", batch_size))
 
 
 def shuffled(batch_size: int, *, seed: int) -> BatchFn:
@@ -73,9 +74,10 @@ def shuffled(batch_size: int, *, seed: int) -> BatchFn:
     >>> sorted(epoch[0] + epoch[1])
     [0, 1, 2, 3, 4, 5]
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    found = as_int(seed)
+    if found is None or not 0 <= found < 2**32:
         raise ValueError(f"seed must be an integer with 0 <= seed < 2**32: got {seed!r}.")
-    return _Shuffled(_positive("batch_size", batch_size), seed)
+    return _Shuffled(positive_int("batch_size", batch_size), found)
 
 
 def with_replacement(batch_size: int) -> BatchFn:
@@ -93,7 +95,7 @@ def with_replacement(batch_size: int) -> BatchFn:
     >>> with_replacement(3)(jnp.ones((5, 2)), 0, jax.random.key(0)).shape
     (3, 2)
     """
-    return _WithReplacement(_positive("batch_size", batch_size))
+    return _WithReplacement(positive_int("batch_size", batch_size))
 
 
 def full_batch() -> BatchFn:
@@ -154,12 +156,6 @@ class _FullBatch:
         del t, key
         num_examples(data)
         return jax.tree.map(jnp.asarray, data)
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{name} must be a positive integer: got {value!r}.")
-    return value
 
 
 def _checked_length(data: Any, batch_size: int) -> int:

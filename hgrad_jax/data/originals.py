@@ -79,6 +79,8 @@ def fetch(
 
 def _given_folders(source: Source, data_dir: str | os.PathLike[str] | None) -> list[Path]:
     given = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE)
+    if not isinstance(given, str | os.PathLike | None):
+        raise TypeError(f"data_dir is {given!r}; name a folder by a str or a pathlib.Path.")
     if not given:
         return []
     folder = Path(given).expanduser()

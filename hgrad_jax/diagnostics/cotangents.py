@@ -16,6 +16,7 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.check import check
 from hgrad_jax.diagnostics.figures import new_axes, positive
+from hgrad_jax.functions import require_function
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
 
@@ -110,6 +111,9 @@ def cotangent_norms(
         raise TypeError(
             f"adjoint is {adjoint!r}; only Reversible(...) undoes the steps: pass it, or None."
         )
+    require_function(
+        objective, "objective(params, hparams, outer_data)", "a function that returns a scalar"
+    )
     adjoint = dataclasses.replace(adjoint or Reversible(), trace_norms=True)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
 

@@ -176,6 +176,8 @@ def check_gradient(
       2 entries, 2 wrong, 0 unreliable
     """
     settings = _settings(num_samples, step, tolerance, seed)
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}; pass a function loss(params, *args) -> scalar.")
     _require_values((params, args))
     with jax.enable_x64(True):
         params = _in_float64(validate.floating(params, "params"), "params")

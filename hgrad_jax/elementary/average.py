@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.kick_drift import KickDrift, KickDriftState, Slot, from_exact
 from hgrad_jax.elementary.source import Source, field, read
-from hgrad_jax.types import Array, Batch, Hparams, Params, State, Transition
+from hgrad_jax.types import Array, Batch, Hparams, Params, State, Transition, require_transition
 
 AVERAGE = "average"
 """The name of the slot of a reversible rule that holds the average."""
@@ -108,6 +108,7 @@ def polyak_average(transition: Transition, *, slot: Slot = Slot(smallest_decay=0
 
 
 def _averaged(transition: Transition, decay_at: DecayAt, slot: Slot) -> Transition:
+    require_transition(transition)
     if transition.exact is None:
         return _averaged_forward(transition, decay_at)
     inner: KickDrift = transition.exact

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientFn, GradientProvider, gradient_from
 from hgrad_jax.elementary.source import Source, field, read
-from hgrad_jax.functions import is_number, require_function
+from hgrad_jax.functions import is_concrete, require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 GradientModifier = Callable[[Params, Params, Hparams], Params]
@@ -68,7 +69,7 @@ def modified(
       A provider for the `gradient=` of an update rule.
 
     Raises:
-      TypeError: a modifier is no function.
+      TypeError: the provider or a modifier is no function.
       ValueError: when it is traced, a random modifier without a key.
 
     Example:
@@ -80,6 +81,7 @@ def modified(
       >>> hg.unroll(rule, jnp.array([3.0, 4.0]), {"learning_rate": 0.5}, None, num_steps=1).params
       Array([1.5, 2. ], dtype=float32)
     """
+    require_function(provider, "provider(loss)", "hg.backpropagation, first, and then modifiers")
     for modifier in modifiers:
         if isinstance(modifier, RandomModifier):
             call = "modify(gradient, params, hparams, key)"
@@ -202,7 +204,8 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
     Args:
       scale: s >= 0, its standard deviation, by default `hparams["noise_scale"]`: a number or a
         function of hparams; its value is a tree prefix of params: a scalar, one per tensor, or one
-        per number.
+        per number. Of a negative one in hparams, where none is looked at, the noise has the sign
+        changed, and the same distribution.
 
     Raises:
       ValueError: the scale is a negative number; or, when the modifier is traced, there is no key.
@@ -255,5 +258,5 @@ def _key_of(place: int, key: Array | None) -> Array:
 
 
 def _require_bound(bound: Source, name: str, what: str = "bound") -> None:
-    if not callable(bound) and is_number(bound) and not bound >= 0:
+    if is_concrete(bound) and not np.all(np.asarray(bound) >= 0):
         raise ValueError(f"{name} has the {what} {bound}; it must be at least 0.")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.average import AVERAGE, AverageState
 from hgrad_jax.elementary.source import Source, read
-from hgrad_jax.types import Array, Batch, Hparams, Params, State, Transition
+from hgrad_jax.types import Array, Batch, Hparams, Params, State, Transition, require_transition
 
 
 def project_to_box(transition: Transition, *, lower: Source, upper: Source) -> Transition:
@@ -33,6 +33,7 @@ def project_to_box(transition: Transition, *, lower: Source, upper: Source) -> T
       >>> hg.unroll(rule, jnp.array([0.5, 1.75]), {}, None, num_steps=1).params
       Array([0.  , 0.75], dtype=float32)
     """
+    require_transition(transition)
     if transition.exact is not None and AVERAGE in transition.exact.slots:
         raise ValueError(AVERAGED)
 

@@ -6,10 +6,10 @@ and averages of any sane training run, so that nobody has to choose; float32's o
 is 6e-8. Under float64 there are 128 bits, 88 of them fraction.
 
 Integers only ever change by `+ increment` and by the exact decay, so there is one place where a
-number can be lost: leaving the range. `bounded` maps what is too large or infinite, and NaN, to two
-marks so large that a sum of either with anything in range is recognisable; `Kind.decode` turns them
-into infinity and NaN, so that damage travels on to the positions as it would in floating point; and
-`Kind.damage` finds it there with one integer reduction.
+number can be lost: leaving the range. `bounded` maps what is too large, and what is infinite or
+NaN, to two marks so large that a sum of either with anything in range is recognisable;
+`Kind.decode` turns them into infinity and NaN, so that damage travels on to the positions as it
+would in floating point; and `Kind.damage` finds it there with one integer reduction.
 """
 
 from typing import Any
@@ -40,10 +40,11 @@ def largest(fraction_bits: int = DEFAULT_FRACTION_BITS, kind: Kind = SINGLE) -> 
 
 
 def bounded(x: Array, fraction_bits: int, kind: Kind) -> Array:
-    """Returns x with marks in place of what is out of range.
+    """Returns x with marks in place of what is out of range, and of what is infinite or NaN.
 
     In units of the range, numbers in range are below 1, so sums with a mark end in 3 to 5 (out of
-    range) or in 5 to 7 (NaN), never past 8, where the integer would wrap.
+    range) or in 5 to 7 (not finite), never past 8, where the integer would wrap.
     """
     unit = x.dtype.type(largest(fraction_bits, kind))
-    return jnp.where(jnp.abs(x) < unit, x, jnp.where(jnp.isnan(x), 6 * unit, 4 * unit))
+    size = jnp.abs(x)
+    return jnp.where(size < unit, x, jnp.where(size < jnp.inf, 4 * unit, 6 * unit))

@@ -185,7 +185,8 @@ def run_forward(
         # Every variable: a drift may make a harmless number of an infinite slot.
         damages = [kinds[name].damage(value) for name, value in exact.values.items()]
         is_over = jnp.any(jnp.stack([damage.overflow for damage in damages]))
-        is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages]))
+        # Where a slot left the range, what follows from it is infinite and not the cause.
+        is_nan = jnp.any(jnp.stack([damage.nonfinite for damage in damages])) & ~is_over
         # Only the first step at which anything happened tells the cause; what follows is garbage.
         is_whole = ~(overflow | nonfinite)
         is_over, is_nan = is_over & is_whole, is_nan & is_whole

@@ -47,7 +47,8 @@ class Kind(NamedTuple):
       encode: `(x, fraction_bits) -> v`: floating-point numbers from `bounded`, within one unit of
         the last place.
       decode: `(v, fraction_bits, dtype) -> x`: to the nearest but for double rounding;
-        deterministic whatever it is compiled with. Infinite where damaged, NaN where a NaN went in.
+        deterministic whatever it is compiled with. Infinite where out of range, NaN where
+        something went in that was not finite.
       damage: `v -> Damage`, just after an addition.
       add: `(v, w) -> v + w`.
       subtract: `(v, w) -> v - w`.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from hgrad_jax.functions import is_array
 from hgrad_jax.types import Array
 
 
@@ -21,8 +22,8 @@ class Parametrization(NamedTuple):
     Attributes:
       to_value: `to_value(u) -> x`, increasing or decreasing, differentiable; pytrees of floats.
       from_value: `from_value(x) -> u`, its inverse. It raises ValueError for numbers outside of the
-        interval, or rounded to its ends, and TypeError for what is no number; traced numbers
-        outside of it become NaN.
+        interval, rounded to its ends, or so close to one that to_value is flat, and TypeError for
+        what is no number; traced numbers outside of it become NaN.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
@@ -62,6 +63,7 @@ def _made(
                     f"{where} is {first!r}{as_what}, but {name} has values in ({low}, {high}) "
                     "only; pass a number inside, or another parametrization."
                 )
+            _require_slope(where, name, to_value, from_value, given, numbers)
             x = numbers
         array = jnp.asarray(x, dtype)
         return jnp.where((array > low) & (array < high), from_value(array), jnp.nan)
@@ -73,13 +75,30 @@ def _made(
     )
 
 
+def _require_slope(
+    where: str,
+    name: str,
+    to_value: Callable[[Array], Array],
+    from_value: Callable[[Array], Array],
+    given: np.ndarray,
+    numbers: np.ndarray,
+) -> None:
+    """Raises if a number lies so close to an end of the range that u has no derivative there."""
+    with jax.ensure_compile_time_eval():  # under jit too
+        u = from_value(jnp.asarray(numbers))
+        slope = jax.jvp(to_value, (u,), (jnp.ones_like(u),))[1]
+        is_flat = ~(np.asarray(slope) != 0)
+    if is_flat.any():
+        raise ValueError(
+            f"{where} is {given[is_flat].flat[0]!r}, so near to an end of {name} that its slope is "
+            f"0 in {numbers.dtype}, and it could not be tuned; start farther inside."
+        )
+
+
 def _is_real(x: Any) -> bool:
-    if x is None or isinstance(x, str | bytes):  # which numpy takes for dtypes
+    if not is_array(x):
         return False
-    try:
-        dtype = jnp.result_type(x)
-    except TypeError:
-        return False
+    dtype = jnp.result_type(x)
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 

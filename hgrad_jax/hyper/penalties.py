@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.functions import is_array
 from hgrad_jax.trees import spread
 from hgrad_jax.types import Array, Params
+from hgrad_jax.validate import floating
 
 
 def l2(params: Params, coefficients: Any) -> Array:
@@ -21,7 +23,8 @@ def l2(params: Params, coefficients: Any) -> Array:
       Scalar.
 
     Raises:
-      ValueError: coefficients is no prefix, or a shape does not broadcast.
+      TypeError: params holds something other than floats, or coefficients than numbers and arrays.
+      ValueError: params is empty, coefficients is no prefix, or a shape does not broadcast.
 
     >>> l2({"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"w": 2.0, "b": 0.0}).item()
     5.0
@@ -39,6 +42,7 @@ def l1(params: Params, coefficients: Any) -> Array:
 
 
 def _sum(formula: Any, coefficients: Any, params: Params) -> Array:
+    params = floating(params, "params")
     full = spread(coefficients, params, "coefficients")
     terms = jax.tree.map(lambda c, w: jnp.sum(formula(c, w)), full, params)
     return jnp.sum(jnp.stack(jax.tree.leaves(terms)))
@@ -55,11 +59,18 @@ def weighted_mean(losses: Array, weights: Array) -> Array:
       weights: `[B]`, those of the same examples: let batches carry the examples' indices.
 
     Raises:
+      TypeError: one of them is no array.
       ValueError: the shapes differ.
 
     >>> weighted_mean(jnp.array([1.0, 3.0]), jnp.array([1.0, 0.5])).item()
     1.25
     """
+    for name, values in (("losses", losses), ("weights", weights)):
+        if not is_array(values):
+            raise TypeError(
+                f"{name} is a {type(values).__name__}; it must be an array [B], one number for "
+                "each example: jnp.asarray makes one of a list."
+            )
     if jnp.shape(losses) != jnp.shape(weights):
         raise ValueError(
             f"losses have the shape {jnp.shape(losses)} and weights {jnp.shape(weights)}; pass the "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.hyper.penalties import l2
-from hgrad_jax.trees import multiply
+from hgrad_jax.trees import multiply, spread
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 
@@ -58,4 +58,5 @@ def weights_of(params: Params, log_scale: Any) -> Params:
       params: z.
       log_scale: s, a tree prefix of z.
     """
+    spread(log_scale, params, "log_scale")  # which says what is wrong with it, if anything
     return multiply(jax.tree.map(jnp.exp, log_scale), params, "log_scale")

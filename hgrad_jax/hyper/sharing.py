@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.functions import is_number, require_function
+from hgrad_jax.functions import is_array, is_number, require_function
 from hgrad_jax.types import Array, Params
 
 ShapeMap = Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -219,11 +219,14 @@ def _broadcasts(small: tuple[int, ...], full: tuple[int, ...]) -> bool:
 
 def _require_floating(params: Params) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = f"params{jax.tree_util.keystr(path)}"
+        if not is_array(leaf):
+            raise TypeError(f"{where} is {leaf!r}, not an array of floats; pass parameters.")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} has dtype {dtype}, of which no hyperparameter "
-                "can be tuned; convert it to float32."
+                f"{where} has dtype {dtype}, of which no hyperparameter can be tuned; convert it "
+                "to float32."
             )
 
 

@@ -92,7 +92,7 @@ def activity_forward_gradient(
     """
     if not isinstance(directions, Directions):
         raise TypeError(f"directions is {directions!r}; it must be a value such as hg.Gaussian().")
-    check_count(num_directions)
+    num_directions = check_count(num_directions)
     if isinstance(example_losses, nn.Module):
         raise TypeError(
             "example_losses is a model; pass hgrad_jax.models.example_losses(model), or a function "

@@ -10,8 +10,10 @@ from flax.errors import InvalidRngError
 from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
+from hgrad_jax.functions import positive_int
 from hgrad_jax.models.batch_norm import batch_statistics
 from hgrad_jax.models.losses import cross_entropy, fraction, is_misclassified
+from hgrad_jax.models.settings import pair, require_model
 from hgrad_jax.types import Loss
 
 
@@ -33,10 +35,11 @@ def classification_loss(model: nn.Module) -> Loss:
     >>> print(f"{classification_loss(model)(params, {}, (x, y), None):.4f}")
     1.3863
     """
+    require_model(model)
 
     def loss(params: Any, hparams: Any, batch: Any, key: Array | None) -> Array:
         del hparams
-        inputs, labels = batch
+        inputs, labels = pair(batch)
         rngs = {} if key is None else {"dropout": key}
         try:
             logits = model.apply({"params": params}, inputs, train=True, rngs=rngs)
@@ -76,11 +79,11 @@ def classification_metrics(
     >>> print(f"{measured['loss']:.4f}, {measured['accuracy']}")
     1.3863, 0.5
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size <= 0:
-        raise ValueError(f"batch_size must be a positive integer: got {batch_size!r}.")
+    batch_size = positive_int("batch_size", batch_size)
+    require_model(model)
 
     def metrics(params: Any, data: Any, train_inputs: Any = None) -> dict[str, Array]:
-        inputs, labels = data
+        inputs, labels = pair(data)
         n = num_examples((inputs, labels))
         variables = {"params": params} | _statistics(
             model, params, inputs, train_inputs, batch_size

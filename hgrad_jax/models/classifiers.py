@@ -13,6 +13,12 @@ from jax import Array
 
 from hgrad_jax.models.batch_norm import BatchNorm
 from hgrad_jax.models.initializers import Initializer, lecun_normal, zeros
+from hgrad_jax.models.settings import (
+    require_callables,
+    require_num_classes,
+    require_rate,
+    require_widths,
+)
 
 Activation = Callable[[Array], Array]
 
@@ -40,11 +46,17 @@ class SoftmaxRegression(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Returns logits [B, C] for inputs [B, *shape]; `train` makes no difference."""
+        """Returns logits [B, C] for inputs [B, *shape]; `train` makes no difference.
+
+        Raises:
+          TypeError, ValueError: an attribute is not what it should be.
+        """
         del train
+        num_classes = require_num_classes(self.num_classes)
+        require_callables(kernel_init=self.kernel_init, bias_init=self.bias_init)
         x = x.reshape((x.shape[0], -1))
         return nn.Dense(
-            self.num_classes,
+            num_classes,
             use_bias=self.use_bias,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
@@ -89,6 +101,7 @@ class MLP(nn.Module):
         """Returns logits [B, features[-1]] for inputs [B, *shape], which are flattened.
 
         Raises:
+          TypeError: the activation, or an initializer, is no function.
           ValueError: there are no features, or the dropout rate is outside [0, 1).
         """
         if not isinstance(self.features, Sequence) or not self.features:
@@ -96,18 +109,18 @@ class MLP(nn.Module):
                 f"features is {self.features!r}; give the widths of all layers, the last of which "
                 "is the number of classes: (50, 10)."
             )
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate is {self.dropout_rate}; it must be in [0, 1).")
+        *widths, out = require_widths("features", self.features)
+        require_rate(self.dropout_rate)
+        require_callables(activation=self.activation, bias_init=self.bias_init)
         x = x.reshape((x.shape[0], -1))
-        *hidden, last = _each(self.kernel_init, len(self.features))
+        *hidden, last = _each(self.kernel_init, len(widths) + 1)
         has_bias = self.use_bias and not self.batch_norm
-        for width, init in zip(self.features[:-1], hidden, strict=True):
+        for width, init in zip(widths, hidden, strict=True):
             x = nn.Dense(width, has_bias, kernel_init=init, bias_init=self.bias_init)(x)
             if self.batch_norm:
                 x = BatchNorm()(x, train=train)
             x = self.activation(x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        out = self.features[-1]
         return nn.Dense(out, self.use_bias, kernel_init=last, bias_init=self.bias_init)(x)
 
 
@@ -154,6 +167,7 @@ class CNN(nn.Module):
         """Returns logits [B, num_classes] for images [B, H, W, C].
 
         Raises:
+          TypeError: the activation, or an initializer, is no function.
           ValueError: the images have no axis of channels or are too small, `halves` does not fit,
             or the dropout rate is outside [0, 1).
         """
@@ -162,14 +176,22 @@ class CNN(nn.Module):
                 f"a CNN takes images [B, H, W, C]: got {list(x.shape)}; reshape them, with an axis "
                 "of one channel if need be."
             )
-        depth = len(self.channels)
+        channels, hidden = (
+            require_widths(name, getattr(self, name)) for name in ("channels", "hidden")
+        )
+        num_classes = require_num_classes(self.num_classes)
+        require_rate(self.dropout_rate)
+        require_callables(activation=self.activation, bias_init=self.bias_init)
+        depth = len(channels)
         halves = (True,) * depth if self.halves is None else self.halves
+        if not isinstance(halves, Sequence):
+            raise ValueError(f"halves is {halves!r}; give a bool for each of {depth} convolutions.")
         if len(halves) != depth:
             raise ValueError(
                 f"halves has {len(halves)} entries for {depth} convolutions; give one for each."
             )
-        inits = _each(self.kernel_init, depth + len(self.hidden) + 1)
-        for width, is_halved, init in zip(self.channels, halves, inits[:depth], strict=True):
+        inits = _each(self.kernel_init, depth + len(hidden) + 1)
+        for width, is_halved, init in zip(channels, halves, inits[:depth], strict=True):
             x = nn.Conv(
                 width,
                 (3, 3),
@@ -184,12 +206,12 @@ class CNN(nn.Module):
             if is_halved and self.max_pool and min(x.shape[1:3]) < 2:
                 raise ValueError(
                     f"an image of {x.shape[1]} x {x.shape[2]} cannot be halved again: take fewer "
-                    f"channels than {list(self.channels)}, or halves=."
+                    f"channels than {list(channels)}, or halves=."
                 )
             if is_halved and self.max_pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         head = MLP(
-            features=(*self.hidden, self.num_classes),
+            features=(*hidden, num_classes),
             activation=self.activation,
             dropout_rate=self.dropout_rate,
             batch_norm=self.batch_norm,
@@ -204,6 +226,10 @@ def _each(init: Initializer | Sequence[Initializer], num_layers: int) -> tuple[I
     """Returns an initializer for every layer."""
     if callable(init):
         return (init,) * num_layers
+    if not isinstance(init, Sequence) or isinstance(init, str):
+        require_callables(kernel_init=init)
+    for i, each in enumerate(init):
+        require_callables(**{f"kernel_init[{i}]": each})
     if len(init) != num_layers:
         raise ValueError(
             f"kernel_init has {len(init)} initializers for {num_layers} layers; give one for each, "

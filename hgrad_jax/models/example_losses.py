@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from hgrad_jax.models.losses import cross_entropy
+from hgrad_jax.models.settings import pair, require_model
 
 
 def example_losses(model: nn.Module) -> Callable[..., Array]:
@@ -26,10 +27,11 @@ def example_losses(model: nn.Module) -> Callable[..., Array]:
     >>> example_losses(model)(params, {}, (x, y), None)
     Array([1.3862944, 1.3862944, 1.3862944], dtype=float32)
     """
+    require_model(model)
 
     def losses(params: Any, hparams: Any, batch: Any, key: Array | None) -> Array:
         del hparams
-        inputs, labels = batch
+        inputs, labels = pair(batch)
         rngs = {} if key is None else {"dropout": key}
         logits = model.apply({"params": params}, inputs, train=True, rngs=rngs)
         return jax.vmap(cross_entropy)(jnp.asarray(logits), jnp.asarray(labels))

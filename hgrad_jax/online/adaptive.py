@@ -21,7 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.online.batches import Period, folded, positive, split
+from hgrad_jax.functions import positive_int
+from hgrad_jax.online.batches import Period, folded, split
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -112,8 +113,9 @@ def adaptive(
     require_rule(inner)
     outer = validation(valid_loss)
     meta = learner(learned, make_tx, bounds)
-    positive("every", every)
-    if positive("window", window) > every:
+    every = positive_int("every", every)
+    window = positive_int("window", window)
+    if window > every:
         raise ValueError(
             f"window is {window}, but a period has {every} steps; it must be at most every."
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import positive_int, require_function
 from hgrad_jax.types import Array, Batch, BatchFn, Data
 
 VALID_ROLE = 1
@@ -98,7 +98,7 @@ def periods(
     [[6, 7], [8, 9], [0, 1]]
     """
     _require(batch_fn, valid_batch_fn)
-    return _Periods(batch_fn, valid_batch_fn, positive("every", every))
+    return _Periods(batch_fn, valid_batch_fn, positive_int("every", every))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,17 +145,6 @@ def split(batch: Any) -> tuple[Batch, Batch]:
 def folded(key: Array | None, role: Any) -> Array | None:
     """Returns the key of a role, None for None."""
     return None if key is None else jax.random.fold_in(key, role)
-
-
-def positive(name: str, value: Any) -> int:
-    """Returns the value, if it is a positive int.
-
-    Raises:
-      ValueError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a positive int, a number of steps.")
-    return value
 
 
 def _batch(batch_fn: BatchFn | None, data: Data, t: Array, key: Array | None) -> Batch:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.elementary.source import Source, read
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_array, is_concrete, require_function
 from hgrad_jax.trees import spread
 from hgrad_jax.types import Array, Hparams, Loss, State, Transition
 
@@ -115,6 +116,11 @@ def learner(learned: Sequence[str], make_tx: MakeTx, bounds: Bounds | None) -> L
     )
     bounds = {} if bounds is None else bounds
     names = checked_names(learned)
+    if not isinstance(bounds, Mapping):
+        raise TypeError(
+            f"bounds is {bounds!r}; it must be a dict of pairs (lower, upper) by name, such as "
+            '{"learning_rate": (0.0, 1.0)}, or None.'
+        )
     for name in bounds:
         if name not in names:
             raise ValueError(
@@ -125,7 +131,23 @@ def learner(learned: Sequence[str], make_tx: MakeTx, bounds: Bounds | None) -> L
                 f"bounds[{name!r}] is {bounds[name]!r}; it must be a pair (lower, upper), with "
                 "None for no bound."
             )
+        _require_order(name, *bounds[name])
     return Learner(names, make_tx, dict(bounds))
+
+
+def _require_order(name: str, lower: Any, upper: Any) -> None:
+    """Raises if bounds are neither numbers nor functions, or a lower one is above the upper."""
+    for bound in (lower, upper):
+        if not callable(bound) and not all(map(is_array, jax.tree.leaves(bound))):
+            raise TypeError(
+                f"bounds[{name!r}] has {bound!r}; a bound is a number, a function of hparams, or "
+                "None for none."
+            )
+    if is_concrete(lower) and is_concrete(upper) and np.any(np.asarray(lower) > np.asarray(upper)):
+        raise ValueError(
+            f"bounds[{name!r}] is {(lower, upper)!r}, whose lower bound is above the upper one; "
+            "pass (lower, upper)."
+        )
 
 
 def checked_names(learned: Any) -> tuple[str, ...]:

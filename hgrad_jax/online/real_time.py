@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hgrad_jax.elementary.source import Source, read
+from hgrad_jax.functions import is_number, positive_int
 from hgrad_jax.guard import is_float
-from hgrad_jax.online.batches import VALID_ROLE, folded, positive, split
+from hgrad_jax.online.batches import VALID_ROLE, folded, split
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -116,10 +117,10 @@ def rtho(
     require_rule(inner)
     outer = validation(valid_loss)
     meta = learner(learned, make_tx, bounds)
-    positive("every", every)
+    every = positive_int("every", every)
     if not callable(discount):
         _require_fraction(discount)
-    if isinstance(memory, bool) or not memory > 0:
+    if not is_number(memory) or not memory > 0:
         raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes.")
 
     def init(params: Params, hparams: Hparams) -> RealTimeState:
@@ -218,8 +219,7 @@ def _require_room(learned: Learned, state: list[Any], memory: float) -> None:
 
 
 def _require_fraction(discount: Any) -> None:
-    is_number = isinstance(discount, int | float) and not isinstance(discount, bool)
-    if not is_number or not 0 <= discount <= 1:
+    if not is_number(discount) or not 0 <= discount <= 1:
         raise ValueError(
             f"discount is {discount!r}; it must be a number in [0, 1], or a function of hparams."
         )

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.online.batches import VALID_ROLE, folded, positive, split
+from hgrad_jax.functions import positive_int
+from hgrad_jax.online.batches import VALID_ROLE, folded, split
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -82,7 +83,7 @@ def t1_t2(
     require_rule(inner)
     outer = validation(valid_loss)
     meta = learner(learned, make_tx, bounds)
-    positive("every", every)
+    every = positive_int("every", every)
 
     def init(params: Params, hparams: Hparams) -> OnlineState:
         start = meta.start(hparams)

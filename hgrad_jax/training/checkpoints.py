@@ -18,6 +18,7 @@ import numpy as np
 
 from hgrad_jax import processes
 from hgrad_jax.digest import digest, plain
+from hgrad_jax.functions import positive_int
 from hgrad_jax.types import Params, State
 
 FORMAT = 2
@@ -46,10 +47,9 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        require_path(self.folder)
         for name in ("every", "keep"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a positive int.")
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         for path in (Path(self.folder), *Path(self.folder).parents):
             if path.is_file():
                 is_itself = path == Path(self.folder)
@@ -57,6 +57,16 @@ class Checkpoints:
                     f"folder is {str(self.folder)!r}, which is {'' if is_itself else 'under '}a "
                     "file; name a folder."
                 )
+
+
+def require_path(folder: Any) -> None:
+    """Raises if a folder is no path.
+
+    Raises:
+      TypeError: it is something else, such as None.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder is {folder!r}; name a folder by a str or a pathlib.Path.")
 
 
 class Snapshot(NamedTuple):

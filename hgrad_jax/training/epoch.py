@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.adjoints.direct import run_from
 from hgrad_jax.elementary.gradients import scalar
+from hgrad_jax.functions import traced
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, first_state
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
@@ -71,12 +72,20 @@ def in_epoch(
     if epoch_hparams is None:
         return trajectory
     init, step = trajectory.transition.init, trajectory.transition.step
+
+    def now(hparams: Hparams) -> Hparams:
+        with traced("epoch_hparams"):
+            changed = epoch_hparams(hparams, epoch)
+        if changed is None:
+            raise ValueError(
+                "epoch_hparams returned None; it must return the hyperparameters of the epoch."
+            )
+        return changed
+
     return trajectory._replace(
         transition=trajectory.transition._replace(
-            init=lambda params, hparams: init(params, epoch_hparams(hparams, epoch)),
-            step=lambda state, hparams, batch, key: step(
-                state, epoch_hparams(hparams, epoch), batch, key
-            ),
+            init=lambda params, hparams: init(params, now(hparams)),
+            step=lambda state, hparams, batch, key: step(state, now(hparams), batch, key),
         )
     )
 

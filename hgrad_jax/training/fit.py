@@ -18,11 +18,11 @@ from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.digest import digest
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import positive_int, require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
-from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.run import Fit, Run
 from hgrad_jax.training.stopping import EarlyStopping, Target
 from hgrad_jax.trajectory import Trajectory, inputs
@@ -115,8 +115,7 @@ def fit(
       ((42,), True)
     """
     _refuse_traced(params, hparams, train, valid, metrics_args, train_sample, key)
-    if num_epochs is True or not isinstance(num_epochs, int) or num_epochs < 1:
-        raise ValueError(f"num_epochs is {num_epochs!r}; it must be a positive int.")
+    num_epochs = positive_int("num_epochs", num_epochs)
     validate.adjoint_serves(Direct(), transition)
     validate.run_functions(batch_fn, key, None)
     _refuse_settings(loss, metrics, metrics_args, epoch_hparams, checkpoints)
@@ -198,15 +197,7 @@ def _refuse_settings(
         require_function(loss, "loss(params, hparams, batch, key)", "that of the rule, or None")
     if epoch_hparams is not None:
         require_function(epoch_hparams, "epoch_hparams(hparams, epoch)", "a function, or None")
-    if not isinstance(metrics_args, tuple) or hasattr(metrics_args, "_fields"):
-        raise TypeError(
-            f"metrics_args is a {type(metrics_args).__name__}; it must be a tuple of what metrics "
-            "takes besides, such as (train.inputs,)."
-        )
-    if metrics is not None:
-        more = "".join(f", args_{i}" for i in range(len(metrics_args)))
-        call = f"metrics(params, data{more})"
-        require_function(metrics, call, "hgrad_jax.models.classification_metrics(model), say")
+    require_metrics(metrics, metrics_args)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         raise TypeError(f"checkpoints is {checkpoints!r}; pass hg.Checkpoints(folder), or None.")
 
@@ -226,10 +217,7 @@ def _length_of_epoch(steps_per_epoch: Any, train: Data, batch_fn: Any) -> int:
         size = getattr(batch_fn, "batch_size", None)
         # A batch larger than the data is refused by the batch function, in its own words.
         return 1 if size is None else max(num_examples(train) // size, 1)
-    is_int = isinstance(steps_per_epoch, int) and not isinstance(steps_per_epoch, bool)
-    if not is_int or steps_per_epoch < 1:
-        raise ValueError(f"steps_per_epoch is {steps_per_epoch!r}; it must be a positive int.")
-    return steps_per_epoch
+    return positive_int("steps_per_epoch", steps_per_epoch)
 
 
 def _hash(lowered: Any) -> str:

@@ -63,7 +63,17 @@ class History(NamedTuple):
 
         Args:
           axes: as many matplotlib axes as there are panels; None for a new figure.
+
+        Raises:
+          ValueError: nothing was recorded, or axes are more or fewer.
+          TypeError: axes are none of matplotlib.
         """
+        if not len(self.epoch) or (not self.metrics and self.step_loss is None):
+            raise ValueError(
+                "the history has neither metrics nor losses, so that there is nothing to draw; "
+                "pass metrics= or loss= to fit."
+            )
+        from matplotlib.axes import Axes
         from matplotlib.figure import Figure
 
         panels = self.panels()
@@ -71,6 +81,10 @@ class History(NamedTuple):
             figure = Figure(figsize=(5 * len(panels), 3.8), layout="constrained")
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
         axes = np.ravel(np.asarray(axes, dtype=object))
+        if not all(isinstance(ax, Axes) for ax in axes):
+            raise TypeError(
+                f"axes are {list(axes)!r}; pass matplotlib's, or None for a new figure."
+            )
         if len(axes) != len(panels):
             raise ValueError(f"axes are {len(axes)}; there are {len(panels)} panels: {panels}.")
         for ax, panel in zip(axes, panels, strict=True):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hgrad_jax.functions import require_function, require_hashable, traced
 from hgrad_jax.types import Data, Params
 
 
@@ -26,7 +27,8 @@ class Measure(NamedTuple):
         """Returns what is evaluated, and raises if it is not scalars by name."""
         names = []
         for part, data in self.parts.items():
-            found = jax.eval_shape(self.metrics, params, data, *self.args)
+            with traced("metrics"):
+                found = jax.eval_shape(self.metrics, params, data, *self.args)
             if not isinstance(found, Mapping) or any(
                 getattr(x, "shape", None) != () for x in found.values()
             ):
@@ -48,6 +50,25 @@ class Measure(NamedTuple):
     def lowered(self, params: Params) -> list[Any]:
         """Returns the programs."""
         return [self.metrics.lower(params, x, *self.args) for x in self.parts.values()]
+
+
+def require_metrics(metrics: Any, metrics_args: Any) -> None:
+    """Raises if metrics are no function of parameters, data and `metrics_args`, or None.
+
+    Raises:
+      TypeError: they are not, or `metrics_args` is no tuple.
+    """
+    if not isinstance(metrics_args, tuple) or hasattr(metrics_args, "_fields"):
+        raise TypeError(
+            f"metrics_args is a {type(metrics_args).__name__}; it must be a tuple of what metrics "
+            "takes besides, such as (train.inputs,)."
+        )
+    if metrics is not None:
+        more = "".join(f", args_{i}" for i in range(len(metrics_args)))
+        call = f"metrics(params, data{more})"
+        way_out = "hgrad_jax.models.classification_metrics(model), say, and as metrics_args what "
+        require_function(metrics, call, way_out + "it takes besides")
+        require_hashable(metrics, "metrics")
 
 
 def finite_at_start(metrics: dict[str, float]) -> dict[str, float]:

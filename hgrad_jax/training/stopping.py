@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hgrad_jax.functions import is_more_better, is_number
+from hgrad_jax.functions import is_more_better, is_number, positive_int
 from hgrad_jax.types import Params
 
 
@@ -31,10 +31,9 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         _check_metric(self.metric, self.is_maximized)
-        patience = self.patience
-        is_int = isinstance(patience, int) and not isinstance(patience, bool)
-        if patience is not None and (not is_int or patience < 1):
-            raise ValueError(f"patience is {patience!r}; it must be a positive int, or None.")
+        if self.patience is not None:
+            patience = positive_int("patience", self.patience, ", or None")
+            object.__setattr__(self, "patience", patience)
         if not is_number(self.min_change) or not self.min_change >= 0:
             raise ValueError(f"min_change is {self.min_change!r}; it must not be negative.")
 

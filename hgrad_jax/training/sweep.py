@@ -17,7 +17,13 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
-from hgrad_jax.functions import is_number, require_function
+from hgrad_jax.functions import (
+    is_number,
+    require_arrays,
+    require_function,
+    require_hashable,
+    traced,
+)
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep
 from hgrad_jax.types import Array, Data, Hparams
@@ -64,8 +70,9 @@ def sweep(
       The Sweep: results [settings, seeds, *shape], on the host.
 
     Raises:
-      TypeError: `run` is no function, a setting holds something other than numbers, `keys` are no
-        keys, `run` needs one or returns no real numbers, or the call is traced.
+      TypeError: `run` is no function or cannot be hashed, a setting holds something other than
+        numbers, `keys` are no keys or `devices` no devices, `run` needs a key or returns no real
+        numbers, or the call is traced.
       ValueError: there are no settings, no keys, no devices or no results; settings differ in
         structure or shapes; `memory` is not positive, holds not even one run, or cannot be told by
         the backend.
@@ -86,9 +93,11 @@ def sweep(
         raise TypeError(f"run is {run!r}; it must be a function run(hparams, key, data).")
     call = "run(hparams, key, data)"
     require_function(run, call, "a pure function of one run that returns a pytree of arrays")
+    require_hashable(run, "run")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((settings, data, keys))):
         raise TypeError("sweep compiles by itself and cannot run inside jit, grad or vmap.")
     stacked = _stacked(settings)
+    require_arrays(data, "data")
     num_seeds = _num_keys(keys)
     if memory is not None and (not is_number(memory) or not memory > 0):
         raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes, or None.")
@@ -110,7 +119,8 @@ def sweep(
         # The size that will be called, if it is known, so that nothing is traced twice.
         groups = mesh.shape[RUNS]
         size = groups if memory is not None else -(-num_runs // groups) * groups
-        made = jax.eval_shape(program, *arguments(0, size))
+        with traced("run"):
+            made = jax.eval_shape(program, *arguments(0, size))
     except TypeError as error:
         if keys is None and "PRNG key" in str(error):
             raise TypeError(

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hgrad_jax import validate
 from hgrad_jax.data.examples import validate_finite
@@ -14,6 +13,7 @@ from hgrad_jax.data.overlap import require_disjoint
 from hgrad_jax.functions import require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.tuning.meta_step import expanded, require_optimizer
 from hgrad_jax.tuning.policies import Skip, Stop
 from hgrad_jax.tuning.records import Records
 from hgrad_jax.tuning.splits import require_alike
@@ -33,19 +33,6 @@ def require_choices(optimizer: Any, on_bad: Any, records: Any) -> None:
         raise TypeError(f"on_bad is {on_bad!r}; it must be hg.Stop() or hg.Skip().")
     if records is not None and not isinstance(records, Records):
         raise TypeError(f"records is {records!r}; it must be an hg.Records(folder) or None.")
-
-
-def require_optimizer(optimizer: Any) -> None:
-    """Raises if it is not an optax transformation.
-
-    Raises:
-      TypeError: it is something else.
-    """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
-            "hg.sign_descent(0.1) or optax.adam(0.1)."
-        )
 
 
 def require_tuned(hparams: Hparams) -> None:
@@ -72,17 +59,6 @@ def require_key(key: Any, init_params: Any, num_runs: int, fresh_splits: bool) -
         )
     if callable(init_params):
         require_function(init_params, "init_params(key)", "a function of a key, or parameters")
-
-
-def require_positive(**counts: Any) -> None:
-    """Raises if a number is not a positive int.
-
-    Raises:
-      ValueError: it is not.
-    """
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count!r}; it must be a positive int.")
 
 
 def require_finite_start(tree: Any, name: str) -> None:
@@ -146,7 +122,7 @@ def lengths(
     for length in dict.fromkeys(found):
         of_run = hparams
         if run_hparams is not None and isinstance(length, int | np.integer) and length > 0:
-            of_run = jax.eval_shape(lambda h, n=length: run_hparams(h, n), hparams)
+            of_run = jax.eval_shape(lambda h, n=length: expanded(run_hparams, h, n), hparams)
         validate.schedules(of_run, hparams_axes, length)
     return [int(length) for length in found]
 

@@ -52,7 +52,13 @@ class TuningHistory(NamedTuple):
         return "\n".join(aligned([head, *zip(*columns, strict=True)], left=()))
 
     def plot(self) -> dict[str, Any]:
-        """Returns matplotlib figures by name: "value", "hypergradient" and "hparams"."""
+        """Returns matplotlib figures by name: "value", "hypergradient" and "hparams".
+
+        Raises:
+          ValueError: there is no meta-step.
+        """
+        if not len(self.meta_step):
+            raise ValueError("the history has no meta-step, so that there is nothing to draw.")
         return {
             "value": figures.of_value(self.meta_step, self.value, self.metrics),
             "hypergradient": figures.of_norms(

@@ -23,7 +23,7 @@ from hgrad_jax.tuning.policies import Skip, Stop
 from hgrad_jax.tuning.program import Outcome, Program
 from hgrad_jax.tuning.records import Lines, Records, write_figures
 from hgrad_jax.tuning.result import BestHparams, Tuned, TuningError
-from hgrad_jax.types import Data, Hparams, Params
+from hgrad_jax.types import BackwardInfo, Data, Hparams, Params
 
 
 class Loop(NamedTuple):
@@ -64,9 +64,11 @@ class Loop(NamedTuple):
     ) -> Tuned:
         """Takes the meta-steps that are left, from a checkpoint if there is one."""
         rows, best, resumed_at = Rows({}, []), hparams, None
-        saved = None if store is None else store.read((hparams, opt_state), hparams)
+        usable, is_any_usable = hparams, False
+        saved = None if store is None else store.read((hparams, opt_state, usable), hparams)
         if saved is not None:
-            hparams, opt_state = saved.state
+            hparams, opt_state, usable = saved.state
+            is_any_usable = not all(saved.metrics["is_bad"])
             rows = Rows(saved.metrics, saved.step_loss)
             best = hparams if saved.best is None else saved.best
             resumed_at = rows.num_done
@@ -99,7 +101,10 @@ class Loop(NamedTuple):
                 )
                 seconds = time.perf_counter() - begun
                 found = found._replace(info=jax.device_get(found.info))
-                problem = _problem(found)
+                problem = _problem(found.info)
+                if problem is None:
+                    usable, is_any_usable = hparams, True
+                    problem = _problem_of_update(found)
                 rows.add(
                     {
                         "num_steps": self.lengths[k],
@@ -118,7 +123,9 @@ class Loop(NamedTuple):
                 if problem is not None:
                     if self._is_to_stop(rows):
                         reason = f"meta-step {k}: {problem}"
-                        raise TuningError(reason, tuned(reason))
+                        raise TuningError(
+                            reason, tuned(reason), fetch(usable) if is_any_usable else None
+                        )
                     # Seen by the caller of `tune`.
                     warnings.warn(f"meta-step {k} is skipped: {problem}", RuntimeWarning, 3)
                 else:
@@ -126,7 +133,7 @@ class Loop(NamedTuple):
                 update(self._caption(rows))
                 if store is not None and (rows.num_done % store.every == 0 or self._reason(rows)):
                     kept = None if self.early_stopping is None else best
-                    store.write(rows.num_done, Snapshot((hparams, opt_state), kept, *rows))
+                    store.write(rows.num_done, Snapshot((hparams, opt_state, usable), kept, *rows))
                 is_last = self._reason(rows) is not None  # those figures are drawn by `tuned`
                 if drawn is not None and drawn.is_to_draw(rows.num_done) and not is_last:
                     write_figures(drawn.folder, rows.history(self.metrics).plot())
@@ -192,15 +199,20 @@ class Loop(NamedTuple):
         return f"value {mean:.4g}{metrics}, norm {numbers['norm']:.2g}, {numbers['seconds']:.2g} s"
 
 
-def _problem(found: Outcome) -> str | None:
+def _problem(info: BackwardInfo) -> str | None:
     """Returns why the hypergradient cannot be used; None if it can."""
     try:
-        check(found.info)
+        check(info)
     except HypergradientError as error:
         return str(error)
-    if not bool(found.is_finite):
-        return (
-            "the optimizer made hyperparameters or its own state infinite or NaN although the "
-            "hypergradient is finite; lower its learning rate."
-        )
     return None
+
+
+def _problem_of_update(found: Outcome) -> str | None:
+    """Returns why what the optimizer made cannot be used; None if it can."""
+    if bool(found.is_finite):
+        return None
+    return (
+        "the optimizer made hyperparameters or its own state infinite or NaN although the "
+        "hypergradient is finite; lower its learning rate."
+    )

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.devices import mesh_of, replicated, spread
+from hgrad_jax.functions import positive_int, require_function, traced
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -90,7 +92,7 @@ def meta_step(
 
     Raises:
       ValueError, TypeError: as `value_and_hypergradient`, or as `over_devices`; or `key` is None
-        where it is needed.
+        where it is needed, or the optimizer is none, or `opt_state` another's.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
@@ -103,6 +105,17 @@ def meta_step(
       >>> print(f"{step.hparams['learning_rate']:.2f} {step.found.value[0]:.3f}")
       0.06 6.276
     """
+    num_runs = positive_int("num_runs", num_runs)
+    validate.run_functions(batch_fn, key, None)
+    require_optimizer(optimizer)
+    wanted = jax.tree.structure(jax.eval_shape(optimizer.init, hparams))
+    if jax.tree.structure(opt_state) != wanted:
+        raise ValueError(
+            "opt_state is not of this optimizer and these hyperparameters; pass "
+            "optimizer.init(hparams), or the opt_state of the last step."
+        )
+    if run_hparams is not None:
+        require_function(run_hparams, "run_hparams(hparams, num_steps)", "a function, or None")
     if key is None and (num_runs > 1 or callable(init_params)):
         raise ValueError(
             "key is None, but several runs or random initial parameters need one; pass "
@@ -112,10 +125,11 @@ def meta_step(
     def one(key: Array | None, hparams: Hparams, init: Any, train: Data, valid: Data) -> Any:
         of_run, pull = hparams, None
         if (expand := run_hparams) is not None:
-            of_run, pull = jax.vjp(lambda h: expand(h, num_steps), hparams)
+            of_run, pull = jax.vjp(lambda h: expanded(expand, h, num_steps), hparams)
         key_init, key_run = (None, None) if key is None else jax.random.split(key)
         if callable(init_params) and key_init is not None:
-            init = init_params(key_init)
+            with traced("init_params"):
+                init = init_params(key_init)
         found = value_and_hypergradient(
             objective,
             transition,
@@ -141,6 +155,37 @@ def meta_step(
         gradient, opt_state, hparams, value=jnp.mean(found.value)
     )
     return MetaStep(optax.apply_updates(hparams, update), opt_state, gradient, found)
+
+
+def require_optimizer(optimizer: Any) -> None:
+    """Raises if an optimizer is none.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer is {optimizer!r}; it must be an optax transformation, such as "
+            "hg.sign_descent(0.1) or optax.adam(0.1)."
+        )
+
+
+def expanded(run_hparams: RunHparams, hparams: Hparams, num_steps: int) -> Hparams:
+    """Returns the hyperparameters of a run.
+
+    Raises:
+      TypeError: they are no floating-point numbers, or `run_hparams` asks for traced values.
+      ValueError: there are none.
+    """
+    with traced("run_hparams"):
+        made = run_hparams(hparams, num_steps)
+    call = "run_hparams(hparams, num_steps)"
+    if not jax.tree.leaves(made):
+        raise ValueError(
+            f"{call} returned {made!r}; it must return the hyperparameters of a run, a tree of "
+            "floating-point arrays."
+        )
+    return validate.floating(made, call)
 
 
 def _side_by_side(

@@ -15,11 +15,12 @@ import optax
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.functions import positive_int
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.trees import strong
 from hgrad_jax.tuning import checks
-from hgrad_jax.tuning.meta_step import RunHparams, meta_step
+from hgrad_jax.tuning.meta_step import RunHparams, meta_step, require_optimizer
 from hgrad_jax.tuning.seeds import RUNS_ROLE, SPLIT_ROLE, meta_step_key
 from hgrad_jax.tuning.splits import resplit
 from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
@@ -116,8 +117,9 @@ def meta_steps(
       >>> out.hparams["learning_rate"].round(3), hg.check(out.info).is_finite.shape
       (Array([0.15, 0.2 , 0.3 ], dtype=float32), (3, 10, 2))
     """
-    checks.require_positive(num_meta_steps=num_meta_steps, num_runs=num_runs)
-    checks.require_optimizer(optimizer)
+    num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
+    num_runs = positive_int("num_runs", num_runs)
+    require_optimizer(optimizer)
     hparams = strong(validate.floating(hparams, "hparams"))
     checks.require_tuned(hparams)
     if callable(num_steps):

@@ -36,8 +36,7 @@ def sign_descent(
       Array([-0.25,  0.25, -0.  ], dtype=float32)
     """
     _require_positive(learning_rate)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum!r}; it must be at least 0 and below 1.")
+    _require_decay(momentum=momentum)
     return optax.chain(
         optax.trace(momentum) if momentum else optax.identity(),
         optax.scale_by_sign(),
@@ -60,7 +59,7 @@ def nonnegative_adam(
       eps: what is added to its root.
 
     Raises:
-      ValueError: the learning rate is not positive.
+      ValueError: the learning rate is not positive, or a decay or eps is out of range.
       TypeError: it is neither a number nor a function.
 
     Example:
@@ -71,6 +70,9 @@ def nonnegative_adam(
       [0.  0.5]
     """
     _require_positive(learning_rate)
+    _require_decay(b1=b1, b2=b2)
+    if not is_number(eps) or not eps >= 0:
+        raise ValueError(f"eps is {eps!r}; it must be a number, at least 0.")
     return optax.chain(
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), optax.keep_params_nonnegative()
     )
@@ -136,6 +138,12 @@ def projected(
 
 def _kinds(tree: Any) -> Any:
     return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+
+
+def _require_decay(**decays: Any) -> None:
+    for name, decay in decays.items():
+        if not is_number(decay) or not 0 <= decay < 1:
+            raise ValueError(f"{name} is {decay!r}; it must be at least 0 and below 1.")
 
 
 def _require_positive(learning_rate: Any) -> None:

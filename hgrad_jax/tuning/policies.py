@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from hgrad_jax.functions import positive_int
+
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
@@ -21,5 +23,4 @@ class Skip:
     at_most: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.at_most, int) or isinstance(self.at_most, bool) or self.at_most < 1:
-            raise ValueError(f"at_most is {self.at_most!r}; it must be a positive int.")
+        object.__setattr__(self, "at_most", positive_int("at_most", self.at_most))

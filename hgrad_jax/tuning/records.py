@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from hgrad_jax import processes
-from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints
+from hgrad_jax.functions import positive_int
+from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints, require_path
 
 LINES = "meta_steps.jsonl"
-TUNING = "tuning"
+TUNING, EVERY = "tuning", "checkpoint_every"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Records:
     In the folder are `meta_steps.jsonl`, `value.png`, `hypergradient.png`, `hparams.png` and
     `checkpoints/`. A tuning that was killed at any moment and is started again with the same
     arguments ends with the same bits as one that never was, on the same machine and versions.
-    `num_meta_steps` alone may be larger than before.
+    `num_meta_steps` alone may be larger than before, and what is here may be any: it changes no
+    result.
 
     Attributes:
       folder: of this tuning alone; made if need be.
@@ -49,14 +51,16 @@ class Records:
     is_whole: bool = False
 
     def __post_init__(self) -> None:
+        require_path(self.folder)
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
-        self.checkpoints()
-        every = self.figures_every
-        if every is None:
+        checkpoints = self.checkpoints()
+        object.__setattr__(self, "every", checkpoints.every)
+        object.__setattr__(self, "keep", checkpoints.keep)
+        if self.figures_every is None:
             return
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"figures_every is {every!r}; it must be a positive int, or None.")
+        figures_every = positive_int("figures_every", self.figures_every, ", or None")
+        object.__setattr__(self, "figures_every", figures_every)
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError(
                 "figures need matplotlib, which is not installed; install it, or pass "
@@ -90,6 +94,7 @@ class Lines:
         self, choice: Records, tuning: str, num_done: int, is_shared: bool = False
     ) -> None:
         self._path, self._tuning = Path(choice.folder) / LINES, tuning
+        self._every = choice.every
         self._is_writer = not is_shared or processes.is_first()
         found = processes.from_first(functools.partial(self._read, choice, num_done), is_shared)
         self._lines = found[:num_done]
@@ -99,9 +104,11 @@ class Lines:
     def _read(self, choice: Records, num_done: int) -> list[str]:
         text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         found = text.splitlines()
-        # A kill leaves no more than those since the last checkpoint.
-        is_ours = num_done <= len(found) <= num_done + choice.every
-        if not is_ours or [_meta_step(line) for line in found] != list(range(len(found))):
+        # A kill leaves no more than those since the last checkpoint, as often as those were then.
+        every = max([choice.every, *(_number_in(line, EVERY) or 0 for line in found[num_done:])])
+        is_ours = num_done <= len(found) <= num_done + every
+        numbers = [_number_in(line, "meta_step") for line in found]
+        if not is_ours or numbers != list(range(len(found))):
             raise CheckpointError(
                 f"{self._path} has {len(found)} lines, and is not the record of a tuning of which "
                 f"{num_done} meta-steps are in checkpoints beside it; name another folder, or "
@@ -116,7 +123,7 @@ class Lines:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a line, which is on the disk on return."""
-        line = {**record, TUNING: self._tuning}
+        line = {**record, EVERY: self._every, TUNING: self._tuning}
         self._lines.append(json.dumps(plain(line), allow_nan=False))
         self._write()
 
@@ -162,8 +169,10 @@ def plain(value: Any) -> Any:
     return plain(np.asarray(value).tolist())
 
 
-def _meta_step(line: str) -> Any:
+def _number_in(line: str, name: str) -> int | None:
+    """Returns an integer of a line; None if it has none, or is none of ours."""
     try:
-        return json.loads(line)["meta_step"]
+        found = json.loads(line)[name]
     except (ValueError, KeyError, TypeError):
         return None
+    return found if isinstance(found, int) else None

@@ -45,10 +45,15 @@ class Tuned(NamedTuple):
 class TuningError(HypergradientError):
     """A tuning was stopped by a hypergradient that could not be used; the message says why.
 
+    Started again with the same records, the same tuning stops there again. With the cause corrected
+    it is another one: start it from `usable`, in another folder.
+
     Attributes:
-      tuned: what was tuned before.
+      tuned: what was tuned before. Its hyperparameters are those that the tuning stopped at:
+        finite, but maybe such that no training stands them.
+      usable: the last hyperparameters whose hypergradient could be used; None if there are none.
     """
 
-    def __init__(self, message: str, tuned: Tuned) -> None:
+    def __init__(self, message: str, tuned: Tuned, usable: Hparams | None = None) -> None:
         super().__init__(message)
-        self.tuned = tuned
+        self.tuned, self.usable = tuned, usable

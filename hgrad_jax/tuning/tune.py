@@ -19,9 +19,10 @@ from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.digest import digest
+from hgrad_jax.functions import positive_int, require_arrays
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.training.checkpoints import Store
-from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.stopping import EarlyStopping
 from hgrad_jax.trees import strong
 from hgrad_jax.tuning import checks
@@ -119,7 +120,8 @@ def tune(
     Raises:
       ValueError, TypeError: on inputs that do not fit together or are not finite, or parts of the
         data that share examples, before any step.
-      TuningError: a hypergradient could not be used, as `on_bad` says.
+      TuningError: a hypergradient could not be used, as `on_bad` says; the error has the last
+        hyperparameters whose could.
       CheckpointError: what is in the folder is damaged, or of another tuning.
 
     Example:
@@ -146,12 +148,16 @@ def tune(
     """
     given = (init_params, hparams, train, valid, test, key, metrics_args)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
-        raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_step is for that.")
-    checks.require_positive(num_meta_steps=num_meta_steps, num_runs=num_runs)
+        raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_steps is for that.")
+    num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
+    num_runs = positive_int("num_runs", num_runs)
     checks.require_choices(optimizer, on_bad, records)
+    require_metrics(metrics, metrics_args)
     validate.adjoint_serves(adjoint, transition)
     validate.run_functions(batch_fn, key, None)
     checks.require_key(key, init_params, num_runs, fresh_splits)
+    for name, data in (("train", train), ("valid", valid), ("test", test)):
+        require_arrays(data, name)
     # Here once for all meta-steps; of strong types, as a compiled step returns them.
     train, valid, test, metrics_args = jax.tree.map(jnp.asarray, (train, valid, test, metrics_args))
     checks.require_data(train, valid, test, metrics, fresh_splits)
@@ -237,6 +243,7 @@ def tune(
         "num_runs": str(num_runs),
         "fresh_seeds": str(bool(fresh_seeds)),
         "fresh_splits": str(bool(fresh_splits)),
+        "the format of checkpoints": "2",
         "early_stopping": str(early_stopping),
         "on_bad": str(on_bad),
         "program (objective, rule, loss, optimizer, num_steps, batch_fn, adjoint, JAX's version)": (
