@@ -670,7 +670,7 @@ def test_bad_input(settings, error, message):
 
 
 def test_inside_of_a_program():
-    with pytest.raises(TypeError, match=r"tune cannot run inside jit.*hg\.meta_step is for that"):
+    with pytest.raises(TypeError, match=r"tune cannot run inside jit.*hg\.meta_steps is for that"):
         jax.jit(lambda x: tune(hparams=HPARAMS | {"log_l2": x}).hparams)(1.0)
 
 
