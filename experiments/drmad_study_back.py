@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import hgrad_jax as hg
@@ -41,7 +42,8 @@ def measure(config: Config, num_steps: int) -> None:
         records = journal(config, num_steps, "DrMAD", seed).records
         scales = tuning.scales_before(given, records, k)
     what = problem(config)
-    run = {"num_steps": num_steps, "batch_fn": what.batch_fn}
+    axes = jax.tree.map(lambda _: None, scales)  # also where T is a number of units
+    run = {"num_steps": num_steps, "batch_fn": what.batch_fn, "hparams_axes": axes}
     exactly = hg.Reversible(smallest_decay=config.momentum)
     args = (given.params, scales, given.images.train)
     norms = hg.cotangent_norms(

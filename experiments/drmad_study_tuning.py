@@ -154,6 +154,7 @@ def _hypergradient(
         valid,
         num_steps=num_steps,
         batch_fn=what.batch_fn,
+        hparams_axes=jax.tree.map(lambda _: None, scales),  # also where T is a number of units
         adjoint=adjoint,
     )
     outputs = {"value": found.value, "hypergradient": found.hparams, "info": found.info}

@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def records_of(config, follow):
 
 def without_times(lines):
     return [{name: x for name, x in line.items() if name != "seconds"} for line in lines]
+
+
+def test_takes_as_many_steps_as_a_layer_has_units():
+    config = parse(Config, TINY, "")
+    given, what = problem.start(config, 3), problem.problem(config)
+    args = (given.params, given.scales, given.images.train, given.images.valid)
+    for num_steps in (50, 10):
+        one = functools.partial(tuning._hypergradient, what, num_steps, hg.DrMAD())
+        assert jax.eval_shape(one, *args)["value"].shape == ()
 
 
 class TestTuning:
