@@ -11,7 +11,7 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax import online
-from hgrad_jax.data import minibatches, with_replacement
+from hgrad_jax.data import Dataset, minibatches, with_replacement
 
 TRAIN = np.float32(np.random.default_rng(0).normal(size=(6, 3)))
 VALID = np.float32(np.random.default_rng(1).normal(size=(4, 3)) + 1.0)
@@ -162,6 +162,23 @@ def test_the_meta_rate_has_a_hypergradient(method):
     assert abs(float(slope)) > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("method", "batch_fn", "length"),
+    [
+        ("rtho", online.paired(minibatches(2)), 3),
+        ("t1_t2", online.paired(), 1),
+        ("adaptive", online.periods(minibatches(1), every=EVERY), 2),
+        ("adaptive", online.periods(minibatches(3), every=EVERY), 1),
+    ],
+)
+def test_an_epoch_of_fit_is_as_long_as_the_training_part(method, batch_fn, length):
+    rule = METHODS[method][0]
+    found = hg.fit(
+        rule, jnp.asarray(START), HPARAMS, DATA, num_epochs=1, batch_fn=batch_fn, progress=False
+    )
+    assert found.state.count == length
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_trains_online(method):
     rule, batch_fn = METHODS[method]
@@ -285,6 +302,8 @@ def test_refuses_settings_of_one_method(make, error, message):
         (made(), {"hparams": {"momentum": 0.5}}, ValueError, "hparams has no 'learning_rate'"),
         (made(), {"batch_fn": minibatches(2), "data": TRAIN}, TypeError, "hg.online.paired"),
         (made(), {"data": TRAIN}, ValueError, r"pass data=\(train, valid\)"),
+        (made(), {"data": Dataset(*DATA)}, ValueError, r"data is a Dataset, .*; pass data="),
+        (made(), {"batch_fn": PERIODS}, TypeError, r"a Period, which only adaptive takes"),
         (made(make_tx=lambda h: 0.1), {}, TypeError, "make_tx returned 0.1"),
         (made(make_tx=online.by_sign({"b1": 1.0})), {}, ValueError, r"step_sizes has \['b1'\]"),
         (made(bounds={"learning_rate": (jnp.ones(2), None)}), {}, ValueError, r"\[0\] has shape"),

@@ -113,6 +113,10 @@ class _Paired:
             _batch(self.batch_fn, train, t, key), _batch(self.valid_batch_fn, valid, t, valid_key)
         )
 
+    def training(self, data: Data) -> tuple[Data, BatchFn | None, int]:
+        """Returns the training data, their batch function, and how many batches a step has."""
+        return _parts(data)[0], self.batch_fn, 1
+
 
 @dataclasses.dataclass(frozen=True)
 class _Periods:
@@ -125,6 +129,10 @@ class _Periods:
         period = Period(train, jnp.int32(t), key, self.batch_fn, self.every)
         valid_key = folded(key, self.every)
         return Batches(period, _batch(self.valid_batch_fn, valid, t, valid_key))
+
+    def training(self, data: Data) -> tuple[Data, BatchFn | None, int]:
+        """Returns the training data, their batch function, and how many batches a step has."""
+        return _parts(data)[0], self.batch_fn, self.every
 
 
 def split(batch: Any) -> tuple[Batch, Batch]:
@@ -142,6 +150,21 @@ def split(batch: Any) -> tuple[Batch, Batch]:
     return batch.train, batch.valid
 
 
+def split_step(batch: Any) -> tuple[Batch, Batch]:
+    """Returns both batches of a `Batches` whose training batch is of one step.
+
+    Raises:
+      TypeError: it is none, or has those of a period.
+    """
+    train, valid = split(batch)
+    if isinstance(train, Period):
+        raise TypeError(
+            "the training batch is a Period, which only adaptive takes; pass "
+            "batch_fn=hg.online.paired(batch_fn, valid_batch_fn)."
+        )
+    return train, valid
+
+
 def folded(key: Array | None, role: Any) -> Array | None:
     """Returns the key of a role, None for None."""
     return None if key is None else jax.random.fold_in(key, role)
@@ -152,7 +175,8 @@ def _batch(batch_fn: BatchFn | None, data: Data, t: Array, key: Array | None) ->
 
 
 def _parts(data: Any) -> tuple[Data, Data]:
-    if not isinstance(data, tuple | list) or len(data) != 2:
+    # A Dataset is a pair too, but of inputs and labels.
+    if not isinstance(data, tuple | list) or len(data) != 2 or hasattr(data, "_fields"):
         raise ValueError(
             f"data is a {type(data).__name__}, but batches of training and validation data are "
             "made from a pair; pass data=(train, valid)."

@@ -26,7 +26,7 @@ from hgrad_jax.elementary.optax_bridge import OptaxState
 from hgrad_jax.elementary.sgd import sgd
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.functions import require_function
-from hgrad_jax.online.batches import VALID_ROLE, folded, split
+from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -176,7 +176,7 @@ def hypergradient_descent(
     def step(
         state: DescentState, hparams: Hparams, batch: Batch, key: Array | None
     ) -> DescentState:
-        train, valid = (batch, None) if judge is None else split(batch)
+        train, valid = (batch, None) if judge is None else split_step(batch)
         params = state.inner.params
         before = current(hparams, state.hparams)
         slope = at(params, before, train, key)

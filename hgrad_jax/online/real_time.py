@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from hgrad_jax.elementary.source import Source, read
 from hgrad_jax.functions import is_number, positive_int
 from hgrad_jax.guard import is_float
-from hgrad_jax.online.batches import VALID_ROLE, folded, split
+from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -141,7 +141,7 @@ def rtho(
     def step(
         state: RealTimeState, hparams: Hparams, batch: Batch, key: Array | None
     ) -> RealTimeState:
-        train, valid = split(batch)
+        train, valid = split_step(batch)
         factor = read(discount, hparams)
 
         def elementary(floats: list[Array], learned: Learned) -> tuple[list[Array], State]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.functions import positive_int
-from hgrad_jax.online.batches import VALID_ROLE, folded, split
+from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,
     Bounds,
@@ -96,7 +96,7 @@ def t1_t2(
         )
 
     def step(state: OnlineState, hparams: Hparams, batch: Batch, key: Array | None) -> OnlineState:
-        train, valid = split(batch)
+        train, valid = split_step(batch)
 
         def elementary(learned: Learned) -> State:
             return inner.step(state.inner, current(hparams, learned), train, key)

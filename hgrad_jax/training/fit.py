@@ -68,7 +68,8 @@ def fit(
       valid: what the metrics are evaluated on besides; None for the training data alone.
       num_epochs: how many epochs at most, a positive int.
       steps_per_epoch: an epoch's length, after which metrics are evaluated; any positive int. None
-        for as many steps as `train` has whole batches of `batch_fn`, and 1 where that has no
+        for as many steps as `train` has whole batches of `batch_fn` (the training part of a pair,
+        in whole periods, of `online.paired` and `online.periods`), and 1 where that has no
         `batch_size`.
       key: as `unroll`.
       batch_fn: as `unroll`.
@@ -214,9 +215,11 @@ def _refuse_data(train: Data, valid: Data, train_sample: Data, metrics: Any) -> 
 
 def _length_of_epoch(steps_per_epoch: Any, train: Data, batch_fn: Any) -> int:
     if steps_per_epoch is None:
+        training = getattr(batch_fn, "training", None)
+        train, batch_fn, every = (train, batch_fn, 1) if training is None else training(train)
         size = getattr(batch_fn, "batch_size", None)
         # A batch larger than the data is refused by the batch function, in its own words.
-        return 1 if size is None else max(num_examples(train) // size, 1)
+        return 1 if size is None else max(num_examples(train) // (size * every), 1)
     return positive_int("steps_per_epoch", steps_per_epoch)
 
 
