@@ -406,6 +406,7 @@ class TestReport:
 
     def test_curves_against_steps_and_against_a_hyperparameter(self):
         axes = by_hand().plot_curves("path").axes[0]
+        assert all(tick == round(tick) for tick in axes.get_xticks())
         assert [line.get_label() for line in axes.lines][:2] == [
             "rate 0.1, size 2",
             "rate 0.2, size 2",

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches, shared_examples
-from hgrad_jax.tuning import records
+from hgrad_jax.tuning import figures, records
 from hgrad_jax.tuning.history import Rows
 from hgrad_jax.tuning.splits import resplit
 from tests import tune_child
@@ -382,6 +382,13 @@ class TestBad:
     def test_a_history_without_a_meta_step_has_no_figures(self):
         with pytest.raises(ValueError, match="has no meta-step, so that there is nothing to draw"):
             Rows({}, []).history([]).plot()
+
+    def test_the_figure_shows_where_the_runs_grow(self):
+        lengths, value = np.array([5, 5, 10, 10, 20]), np.ones((5, 2))
+        figure = figures.of_value(np.arange(5), lengths, value, {"valid_error": np.ones(5)})
+        for ax in figure.axes:
+            dotted = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"]
+            assert dotted == [1.5, 3.5]
 
     def test_an_unrestored_run_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the run backwards did not restore"):

@@ -136,6 +136,8 @@ def curves(
     at = axes.lines[0].get_xdata()
     if x is not None and min(at) > 0 and max(at) >= 30 * min(at):
         axes.set_xscale("log")
+    if x is None:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if any(lines):
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return axes.figure

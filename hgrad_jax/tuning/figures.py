@@ -11,13 +11,20 @@ from hgrad_jax.diagnostics.figures import new_axes, positive
 MOST_PANELS, MOST_LINES = 24, 10
 
 
-def of_value(meta_step: np.ndarray, value: np.ndarray, metrics: Mapping[str, np.ndarray]) -> Any:
+def of_value(
+    meta_step: np.ndarray,
+    num_steps: np.ndarray,
+    value: np.ndarray,
+    metrics: Mapping[str, np.ndarray],
+) -> Any:
     """Draws the objective's mean in a band from the least to the greatest run, and the metrics.
 
-    A metric has one panel for validation and test.
+    A metric has one panel for validation and test. Dotted lines are where the length of the runs
+    changes.
 
     Args:
       meta_step: `[K]`.
+      num_steps: `[K]`, the length of the runs.
       value: `[K, R]`.
       metrics: "valid_..." and "test_..." by name, `[K]` each.
     """
@@ -31,6 +38,9 @@ def of_value(meta_step: np.ndarray, value: np.ndarray, metrics: Mapping[str, np.
                 ax.plot(meta_step, metrics[f"{part}_{panel}"], ".-", label=label)
         ax.set(ylabel=panel.replace("_", " "))
         ax.legend()
+    for place in np.flatnonzero(np.diff(num_steps)):
+        for ax in axes:
+            ax.axvline(meta_step[place] + 0.5, linestyle=":", linewidth=1, color="gray")
     return _finished(axes)
 
 
@@ -48,7 +58,7 @@ def of_norms(meta_step: np.ndarray, norm: np.ndarray, by_leaf: Mapping[str, np.n
         axes.plot(meta_step, positive(by_leaf[name]), ".-", label=name)
     axes.plot(meta_step, positive(norm), "--", color="black", label="all")
     axes.set(yscale="log", ylabel="norm of the hypergradient")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _finished(np.array([axes]))
 
 

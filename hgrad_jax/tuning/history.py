@@ -60,7 +60,7 @@ class TuningHistory(NamedTuple):
         if not len(self.meta_step):
             raise ValueError("the history has no meta-step, so that there is nothing to draw.")
         return {
-            "value": figures.of_value(self.meta_step, self.value, self.metrics),
+            "value": figures.of_value(self.meta_step, self.num_steps, self.value, self.metrics),
             "hypergradient": figures.of_norms(
                 self.meta_step,
                 self.norm,
