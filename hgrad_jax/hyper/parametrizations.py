@@ -56,7 +56,7 @@ def _made(
                 numbers[np.abs(numbers) < jnp.finfo(dtype).tiny] = 0
             is_outside = ~((numbers > low) & (numbers < high))
             if is_outside.any():
-                first, rounded = given[is_outside].flat[0], numbers[is_outside].flat[0]
+                first, rounded = given[is_outside].flat[0].item(), numbers[is_outside].flat[0]
                 inside = low < first < high
                 as_what = f", which is {rounded} in {dtype}" if inside else ""
                 raise ValueError(

@@ -233,7 +233,8 @@ def _require_floating(params: Params) -> None:
 def _require_number(value: Any) -> None:
     shape = getattr(value, "shape", ())  # of a traced number too
     if shape != () or (not hasattr(value, "shape") and not is_number(value)):
-        shown = f"an array of shape {shape}" if shape else repr(value)
+        shown = repr(value) if jax.tree_util.all_leaves([value]) else f"a {type(value).__name__}"
+        shown = f"an array of shape {shape}" if shape else shown
         raise ValueError(
             f"value is {shown}, but init fills the small tree with one number; pass one, and "
             "change the tree it returns."

@@ -69,8 +69,10 @@ def meta_steps(
 ) -> MetaSteps:
     """Tunes hyperparameters as `tune` does, with the same seeds, as a pure function.
 
-    It runs under `jit` and `vmap`, and is a `run` for `sweep` and `over_devices`. One meta-step is
-    compiled, whatever their number. A hypergradient that is not finite makes the hyperparameters
+    It runs under `jit` and `vmap`, and in a `run` for `sweep` and `over_devices`. One meta-step is
+    compiled, whatever their number. For `sweep`, return what is to be compared, such as
+    `{"value": out.value[-1].mean()}`: of a MetaSteps, tables would show and order the tuned
+    hyperparameters only. A hypergradient that is not finite makes the hyperparameters
     NaN from there on, whatever the optimizer would make of it, so that a tuning that failed cannot
     be taken for one that did not; the others of a `vmap` go on.
 
