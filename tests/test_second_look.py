@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hgrad_jax as hg
@@ -237,6 +238,22 @@ class TestNumbersThatWouldBeWrong:
         rule = hg.sgd(self.loss)
         with pytest.raises(ValueError, match=r"\['learning_rate'\] .* would serve as a schedule"):
             hg.fit(rule, jnp.ones(4), {"learning_rate": jnp.ones(4)}, None, num_epochs=4)
+
+    def test_a_forgotten_schedule_in_a_later_length_is_refused_first(self, tmp_path):
+        """Before any run: not when the runs of a tuning have grown to a number of weights."""
+        with pytest.raises(ValueError, match=r"\['learning_rate'\] .* would serve as a schedule"):
+            hg.tune(
+                lambda params, hparams, valid: self.loss(params, hparams, None, None),
+                hg.sgd(self.loss),
+                jnp.ones(4),
+                {"learning_rate": jnp.ones(4)},
+                None,
+                num_steps=lambda meta_step: 2 + 2 * (meta_step == 1),
+                num_meta_steps=2,
+                optimizer=optax.sgd(0.01),
+                records=hg.Records(tmp_path / "tuning"),
+            )
+        assert not (tmp_path / "tuning").exists()
 
     def test_images_without_channels(self):
         with pytest.raises(ValueError, match=r"a CNN takes images \[B, H, W, C\]: got \[6, 8, 8\]"):

@@ -210,6 +210,12 @@ def tune(
         return _jitted(functools.partial(one, length), mesh, num_runs).lower(*args)
 
     first = lowered(lengths[0])
+    if (
+        hparams_axes is None
+    ):  # a length for which a constant is refused, as `unroll` says, is so now
+        rows = {jnp.shape(x)[0] for x in jax.tree.leaves(hparams) if jnp.ndim(x)}
+        for length in rows.intersection(lengths[1:]).difference(lengths[:1]):
+            lowered(length)
     after = first.out_info
     checks.require_stable((hparams, opt_state), (after.hparams, after.opt_state))
 
