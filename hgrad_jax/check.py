@@ -86,6 +86,13 @@ def check(info: Info) -> Info:
             "either the outer loss is not differentiable where the run ends, or the run amplifies "
             "perturbations beyond the floating-point range: shorten it or lower the learning rate",
         )
+    if isinstance(info, MetaSteps):
+        _refuse(
+            not all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(info.hparams)),
+            "the optimizer made hyperparameters infinite or NaN although all hypergradients are "
+            "finite",
+            "lower its learning rate",
+        )
     return info
 
 

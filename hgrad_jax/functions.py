@@ -1,7 +1,9 @@
 """Checks of the functions and numbers that users pass as settings."""
 
 import contextlib
+import functools
 import inspect
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +34,7 @@ def require_function(function: Any, call: str, way_out: str) -> None:
         shown = shown if len(shown) <= 60 else type(function).__name__
         raise TypeError(f"{name} is {shown}, but is called as {call}; pass {way_out}.")
     try:
-        signature = inspect.signature(function)
+        signature = _signature(function)
     except (ValueError, TypeError):  # of some functions written in C nothing is known
         return
     try:
@@ -41,6 +43,15 @@ def require_function(function: Any, call: str, way_out: str) -> None:
         raise TypeError(
             f"{name} takes {signature}, but is called as {call}; pass {way_out}."
         ) from None
+
+
+def _signature(function: Any) -> inspect.Signature:
+    """Returns what a function takes itself, not what one takes that `functools.wraps` names."""
+    own = types.FunctionType | types.MethodType | functools.partial
+    is_own = isinstance(function, own) or isinstance(type(function).__call__, types.FunctionType)
+    if not is_own and hasattr(function, "__wrapped__"):  # jitted, say: it takes what that takes
+        return _signature(function.__wrapped__)
+    return inspect.signature(function, follow_wrapped=False)
 
 
 def require_hashable(function: Any, name: str) -> None:

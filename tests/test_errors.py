@@ -1,5 +1,6 @@
 """What does not fit together is refused before any step, by a sentence that names it."""
 
+import functools
 import inspect
 from typing import Any, cast
 
@@ -44,6 +45,26 @@ def refused(error, match, **changes):
     for function in (hg.unroll, hg.vjp):
         with pytest.raises(error, match=match):
             function(*positional, **given)
+
+
+def test_functions_that_functools_wraps_take_what_they_take_themselves():
+    def without_key(params, hparams, batch):
+        return loss(params, hparams, batch, None)
+
+    @functools.wraps(without_key)
+    def wrapped(params, hparams, batch, key):
+        return without_key(params, hparams, batch)
+
+    @functools.wraps(loss)
+    def narrow(params, hparams):
+        return loss(params, hparams, 0.0, None)
+
+    first = functools.partial(lambda scale, *args: scale * loss(*args), 2.0)
+    for fits in (wrapped, jax.jit(wrapped), functools.update_wrapper(first, without_key)):
+        unroll(transition=hg.momentum(fits))
+    for wrong in (narrow, jax.jit(narrow)):
+        with pytest.raises(TypeError, match=r"loss takes \(params, hparams\), but is called as"):
+            hg.momentum(wrong)
 
 
 @pytest.mark.parametrize(

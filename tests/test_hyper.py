@@ -77,6 +77,12 @@ class TestSharing:
         np.testing.assert_array_equal(bars["rate"], [3, 2, 2])
         np.testing.assert_array_equal(hyper.over_windows(jnp.arange(4.0), 4), np.arange(4))
 
+    def test_windows_of_long_runs(self):
+        """Of which T * W has more than 32 bits."""
+        num_steps = 100_000
+        values = np.arange(num_steps, dtype=np.float32)
+        np.testing.assert_array_equal(hyper.over_windows(values, num_steps), values)
+
     def test_hypergradients_of_windows_and_units(self):
         """Per window of steps and per output unit at once, against the sums of the full ones."""
         params = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}

@@ -86,6 +86,13 @@ def test_a_tuning_that_fails_is_nan_and_flagged_and_alone_is():
         hg.check(found.info)
 
 
+def test_a_last_update_that_is_infinite_is_refused():
+    found = pure(optimizer=optax.scale(np.inf), num_meta_steps=1)
+    assert hg.check(found.info).is_finite.all()
+    with pytest.raises(hg.HypergradientError, match="optimizer made hyperparameters infinite"):
+        hg.check(found)
+
+
 def test_all_runs_of_all_tunings_are_restored():
     def run_hparams(hparams, num_steps):
         return tune_child.run_hparams(hparams, num_steps) | {"momentum": jnp.float32(0.5)}

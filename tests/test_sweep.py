@@ -385,6 +385,7 @@ class TestReport:
             ([1.0, 1.5, 2.0, 9.0, -1e9], True, (1, 9), "min"),
             ([1.0, 1.5, 2.0, 9.0, 9.5], False, (1, 9.5), "neither"),
             ([1.0, 1.0, 1.0, 1.0, 1e9], False, (1, 1e9), "neither"),  # none to tell apart
+            ([0.3, 0.3001, 0.3002, 0.35, 0.36], False, (0.3, 0.36), "neither"),
             ([1.0, np.nan, 2.0, np.nan, np.nan], False, (1, 2), "neither"),
         ],
     )

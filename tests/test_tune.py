@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import pickle
 import shutil
 import warnings
 from typing import Any, cast
@@ -393,6 +394,20 @@ class TestBad:
     def test_an_unrestored_run_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the run backwards did not restore"):
             tune(adjoint=Unrestored())
+
+    def test_a_state_that_begins_infinite_is_no_failure(self):
+        plateau = optax.contrib.reduce_on_plateau(accumulation_size=2)
+        assert np.isinf(plateau.init(HPARAMS).best_value)
+        out = tune(optimizer=optax.chain(optax.sgd(0.01), plateau))
+        assert out.reason == "all meta-steps are done"
+
+    def test_a_failure_goes_from_one_process_to_another(self):
+        with pytest.raises(hg.TuningError) as stop:
+            tune(optimizer=optax.scale(np.inf))
+        copy = pickle.loads(pickle.dumps(stop.value))
+        assert str(copy) == str(stop.value)
+        assert copy.tuned.reason == stop.value.tuned.reason
+        jax.tree.map(np.testing.assert_array_equal, copy.usable, stop.value.usable)
 
     def test_an_update_that_is_not_finite_stops(self):
         with pytest.raises(hg.TuningError, match="meta-step 0: the optimizer made hyperparameters"):

@@ -202,7 +202,8 @@ def over_windows(values: Any, num_steps: int) -> Any:
                 f"values{jax.tree_util.keystr(path)} has the shape {shape}; it must have one row "
                 f"per window, at least one and at most num_steps = {num_steps}."
             )
-        return jnp.asarray(x)[jnp.arange(num_steps) * shape[0] // num_steps]
+        # On the host: T * W may be beyond 32 bits.
+        return jnp.asarray(x)[np.arange(num_steps, dtype=np.int64) * shape[0] // num_steps]
 
     return jax.tree_util.tree_map_with_path(expand, values)
 

@@ -79,10 +79,12 @@ def _color_range(means: np.ndarray, is_maximized: bool) -> tuple[float | None, f
     """Returns the ends of a range: the best, and the worst that has not diverged.
 
     Among the worse half, those have from the first on that is more than ten times as far from the
-    best as the one before it.
+    best as the one before it, and as the best is from zero.
 
     >>> _color_range(np.array([1.0, 1.5, 2.0, 9.0, 1e9, np.nan]), is_maximized=False)
     (1.0, 9.0)
+    >>> _color_range(np.array([0.3, 0.3001, 0.35, 0.36]), is_maximized=False)
+    (0.3, 0.36)
     """
     known = np.sort(means[np.isfinite(means)])
     if not known.size:
@@ -90,7 +92,7 @@ def _color_range(means: np.ndarray, is_maximized: bool) -> tuple[float | None, f
     known = known[::-1] if is_maximized else known
     distances = np.abs(known - known[0])
     for i in range((len(known) + 1) // 2, len(known)):
-        if 0 < 10 * distances[i - 1] < distances[i]:
+        if distances[i - 1] and 10 * max(distances[i - 1], abs(known[0])) < distances[i]:
             known = known[:i]
             break
     return float(known.min()), float(known.max())

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from hgrad_jax.functions import is_number, require_function
 from hgrad_jax.types import Hparams
@@ -22,7 +24,7 @@ def sign_descent(
 
     Args:
       learning_rate: what a hyperparameter changes by, positive; or an optax schedule of it.
-      momentum: 0 <= m < 1.
+      momentum: 0 <= m < 1. It may be traced, as the learning rate may.
 
     Raises:
       ValueError: the learning rate is not positive, or momentum is out of range.
@@ -38,7 +40,7 @@ def sign_descent(
     _require_positive(learning_rate)
     _require_decay(momentum=momentum)
     return optax.chain(
-        optax.trace(momentum) if momentum else optax.identity(),
+        optax.identity() if is_number(momentum) and not momentum else optax.trace(momentum),
         optax.scale_by_sign(),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -71,7 +73,7 @@ def nonnegative_adam(
     """
     _require_positive(learning_rate)
     _require_decay(b1=b1, b2=b2)
-    if not is_number(eps) or not eps >= 0:
+    if not _is_real(eps) or not (isinstance(eps, Tracer) or eps >= 0):
         raise ValueError(f"eps is {eps!r}; it must be a number, at least 0.")
     return optax.chain(
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), optax.keep_params_nonnegative()
@@ -140,16 +142,22 @@ def _kinds(tree: Any) -> Any:
     return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
 
 
+def _is_real(value: Any) -> bool:
+    """Returns whether a value is a number, or a scalar array of one, as optax injects them."""
+    is_scalar = isinstance(value, jax.Array | np.ndarray) and value.shape == ()
+    return is_number(value) or (is_scalar and bool(jnp.issubdtype(value.dtype, jnp.floating)))
+
+
 def _require_decay(**decays: Any) -> None:
     for name, decay in decays.items():
-        if not is_number(decay) or not 0 <= decay < 1:
+        if not _is_real(decay) or not (isinstance(decay, Tracer) or 0 <= decay < 1):
             raise ValueError(f"{name} is {decay!r}; it must be at least 0 and below 1.")
 
 
 def _require_positive(learning_rate: Any) -> None:
     if callable(learning_rate) or isinstance(learning_rate, jax.Array):
         return
-    if not is_number(learning_rate):
+    if not _is_real(learning_rate):
         raise TypeError(
             f"learning_rate is {learning_rate!r}; it must be a positive number or a schedule."
         )

@@ -18,7 +18,8 @@ class Outcome(NamedTuple):
     Attributes:
       hparams: after it.
       opt_state: after it.
-      is_finite: bool scalar, whether these are.
+      is_finite: bool scalar, whether the hyperparameters are, and the optimizer's state where it
+        was before: some begin with an infinite best value.
       gradient: the mean hypergradient.
       value: `[R]`, the objective of each run.
       params: the trained parameters of each run; None where nobody measures them.
@@ -36,12 +37,13 @@ class Outcome(NamedTuple):
     numbers: dict[str, Array]
 
 
-def outcome(step: MetaStep, hparams: Hparams, *, has_params: bool) -> Outcome:
+def outcome(step: MetaStep, hparams: Hparams, opt_state: Any, *, has_params: bool) -> Outcome:
     """Returns what is kept of a meta-step.
 
     Args:
       step: the meta-step.
       hparams: before it.
+      opt_state: before it.
       has_params: whether the trained parameters are.
     """
     found = step.found
@@ -61,7 +63,7 @@ def outcome(step: MetaStep, hparams: Hparams, *, has_params: bool) -> Outcome:
     return Outcome(
         step.hparams,
         step.opt_state,
-        all_finite((step.hparams, step.opt_state)),
+        all_finite(step.hparams) & _stays_finite(opt_state, step.opt_state),
         step.gradient,
         found.value,
         found.unrolled.params if has_params else None,
@@ -87,6 +89,16 @@ def compiled(lowered: Any) -> Program:
     run = lowered.compile()
     memory = run.memory_analysis()
     return Program(run, None if memory is None else memory.temp_size_in_bytes)
+
+
+def _stays_finite(before: Any, after: Any) -> Array:
+    """Returns whether every floating-point number that was finite before is so after: bool."""
+
+    def change(old: Any, new: Any) -> Array:
+        is_float = jnp.issubdtype(jnp.result_type(new), jnp.inexact)
+        return jnp.where(jnp.isfinite(old), new, 0) if is_float else jnp.asarray(new)
+
+    return all_finite(jax.tree.map(change, before, after))
 
 
 def _norm(leaves: list[Array]) -> Array:

@@ -57,3 +57,7 @@ class TuningError(HypergradientError):
     def __init__(self, message: str, tuned: Tuned, usable: Hparams | None = None) -> None:
         super().__init__(message)
         self.tuned, self.usable = tuned, usable
+
+    def __reduce__(self) -> Any:
+        # From one process to another.
+        return type(self), (str(self), self.tuned, self.usable)

@@ -203,7 +203,7 @@ def tune(
             batch_parts=batch_parts,
             devices=None if mesh is None else list(mesh.devices.flat),
         )
-        return outcome(step, hparams, has_params=metrics is not None)
+        return outcome(step, hparams, opt_state, has_params=metrics is not None)
 
     def lowered(length):
         args = (hparams, opt_state, params, train, valid, run_key(0))
