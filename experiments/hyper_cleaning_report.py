@@ -100,7 +100,7 @@ def draw_weights(weights: np.ndarray, is_corrupted: np.ndarray, threshold: float
     axes.hist(both, bins=np.linspace(0, 1, 21).tolist(), label=labels)
     axes.axvline(threshold, color="black", linestyle="--", label="found below")
     axes.set(xlabel="weight after the tuning", ylabel="training examples", yscale="log")
-    axes.legend(loc="upper center")
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 

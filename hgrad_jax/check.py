@@ -67,8 +67,9 @@ def check(info: Info) -> Info:
     if back is not None:
         _refuse(
             run.store_overflow,
-            "the bit store was too small to run backwards",
-            "pass Reversible(smallest_decay=...) at most the geometric mean of the run's decays",
+            "the bit store was too small to run backwards: the run's decays have a geometric mean "
+            f"of {_least_decay(run):.4g}",
+            "pass Reversible(smallest_decay=...) at most that",
         )
         if back.mismatches is not None:
             _refuse(
@@ -127,6 +128,13 @@ def _check_solve(solve: Any) -> None:
         "train longer, make sure that the condition is the one that this rule comes to rest at, or "
         "pass a larger stationarity_tolerance and compare with an adjoint that unrolls",
     )
+
+
+def _least_decay(run: RunInfo) -> float:
+    """Returns the geometric mean of the decays that take most of a store, of runs without room."""
+    is_full = np.asarray(run.store_overflow)
+    bits = [np.max(np.asarray(x)[is_full], initial=0.0) for x in run.entropy_per_step.values()]
+    return float(2.0 ** -max(bits, default=0.0))
 
 
 def _largest(values: Any) -> float:

@@ -62,6 +62,7 @@ def test_functions_that_functools_wraps_take_what_they_take_themselves():
     first = functools.partial(lambda scale, *args: scale * loss(*args), 2.0)
     for fits in (wrapped, jax.jit(wrapped), functools.update_wrapper(first, without_key)):
         unroll(transition=hg.momentum(fits))
+    wrong: Any
     for wrong in (narrow, jax.jit(narrow)):
         with pytest.raises(TypeError, match=r"loss takes \(params, hparams\), but is called as"):
             hg.momentum(wrong)

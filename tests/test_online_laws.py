@@ -1,7 +1,7 @@
 """What all online methods keep to: the path without updates, jit, vmap, fit, refusals."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -302,7 +302,12 @@ def test_refuses_settings_of_one_method(make, error, message):
         (made(), {"hparams": {"momentum": 0.5}}, ValueError, "hparams has no 'learning_rate'"),
         (made(), {"batch_fn": minibatches(2), "data": TRAIN}, TypeError, "hg.online.paired"),
         (made(), {"data": TRAIN}, ValueError, r"pass data=\(train, valid\)"),
-        (made(), {"data": Dataset(*DATA)}, ValueError, r"data is a Dataset, .*; pass data="),
+        (
+            made(),
+            {"data": Dataset(*cast(Any, DATA))},
+            ValueError,
+            r"data is a Dataset, .*; pass data=",
+        ),
         (made(), {"batch_fn": PERIODS}, TypeError, r"a Period, which only adaptive takes"),
         (made(make_tx=lambda h: 0.1), {}, TypeError, "make_tx returned 0.1"),
         (made(make_tx=online.by_sign({"b1": 1.0})), {}, ValueError, r"step_sizes has \['b1'\]"),

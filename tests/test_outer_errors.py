@@ -177,8 +177,9 @@ class TestOverlap:
             (TRAIN, (*(x[4:6] for x in TRAIN), np.arange(2))),
             (TRAIN, {"inputs": TRAIN[0][4:6], "labels": TRAIN[1][4:6]}),
             (TRAIN, (TRAIN[0][4:6].reshape(2, 1, 3), TRAIN[1][4:6])),
+            ((*TRAIN, PLACES), (*(x[4:6] for x in TRAIN), PLACES[:2])),
         ],
-        ids=["with places", "with places between", "the other way round", "container", "shape"],
+        ids=["places", "places between", "the other way round", "container", "shape", "own places"],
     )
     def test_copies_are_found(self, train, valid):
         assert shared_examples(train, valid).tolist() == [[4, 0], [5, 1]]

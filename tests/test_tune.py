@@ -397,7 +397,7 @@ class TestBad:
 
     def test_a_state_that_begins_infinite_is_no_failure(self):
         plateau = optax.contrib.reduce_on_plateau(accumulation_size=2)
-        assert np.isinf(plateau.init(HPARAMS).best_value)
+        assert np.isinf(cast(Any, plateau.init(HPARAMS)).best_value)
         out = tune(optimizer=optax.chain(optax.sgd(0.01), plateau))
         assert out.reason == "all meta-steps are done"
 

@@ -33,7 +33,9 @@ class TestOptimizers:
             plain, injected = make(0.5), optax.inject_hyperparams(make)(0.5)
             want, _ = plain.update(g, plain.init(h), h)
             found, _ = injected.update(g, injected.init(h), h)
-            np.testing.assert_allclose(found, want, rtol=2e-5)  # b2 becomes float32
+            np.testing.assert_allclose(
+                jnp.asarray(found), jnp.asarray(want), rtol=2e-5
+            )  # b2 becomes float32
 
         def second(momentum):
             optimizer = hg.sign_descent(0.5, momentum=momentum)

@@ -22,7 +22,8 @@ def shared_examples(data: Any, other: Any) -> np.ndarray:
         that an image is found among flattened ones, and one of the two may have more arrays, such
         as the examples' places: compared are those of the same dtypes and sizes of examples, in
         order, if that is all of one's arrays, and two or more where the other has more. Where it is
-        not, or there is no common leading axis, no example is the same as another.
+        not, or there is no common leading axis, no example is the same as another. Arrays 0, 1,
+        ..., by which both number their examples, do not count.
 
     Returns:
       int [K, 2]: for each such example of `other`, in order, the first place in `data` and its own.
@@ -36,6 +37,7 @@ def shared_examples(data: Any, other: Any) -> np.ndarray:
     ours, theirs = _arrays(data), _arrays(other)
     if not _has_examples(ours) or not _has_examples(theirs):
         return np.zeros((0, 2), int)
+    ours, theirs = _without_places(ours, theirs)
     ours, theirs = _among(ours, theirs), _among(theirs, ours)
     if not ours or len(ours) != len(theirs):
         return np.zeros((0, 2), int)
@@ -80,6 +82,19 @@ def _arrays(data: Any) -> list[np.ndarray]:
 def _has_examples(arrays: list[np.ndarray]) -> bool:
     lengths = {x.shape[:1] for x in arrays}
     return len(lengths) == 1 and () not in lengths
+
+
+def _without_places(
+    arrays: list[np.ndarray], others: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns the arrays but for 0, 1, ..., where both number their examples and have two more."""
+
+    def rest(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [x for x in arrays if x.ndim > 1 or not np.array_equal(x, np.arange(len(x)))]
+
+    ours, theirs = rest(arrays), rest(others)
+    are_numbered = len(ours) < len(arrays) and len(theirs) < len(others)
+    return (ours, theirs) if are_numbered and min(len(ours), len(theirs)) > 1 else (arrays, others)
 
 
 def _among(arrays: list[np.ndarray], others: list[np.ndarray]) -> list[np.ndarray]:

@@ -46,7 +46,7 @@ class TuningHistory(NamedTuple):
             [f"{x:.4g}" for x in self.value.mean(axis=1)],
             *([f"{x:.4g}" for x in values] for values in self.metrics.values()),
             [f"{x:.3g}" for x in self.norm],
-            [f"{x:.2f}" for x in self.seconds],
+            [f"{x:.3g}" for x in self.seconds],
             ["BAD" if is_bad else "" for is_bad in self.is_bad],
         ]
         return "\n".join(aligned([head, *zip(*columns, strict=True)], left=()))

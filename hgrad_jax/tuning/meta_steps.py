@@ -1,8 +1,9 @@
 """A whole tuning as one pure function: `meta_step` under `lax.scan`.
 
-What it does not do, and `tune` does: records, metrics, stopping, lengths that grow. In exchange it
-runs under `jit` and `vmap`, so that many tunings are side by side: of other first hyperparameters,
-other learning rates of the optimizer, other seeds.
+What it does not do, and `tune` does: records, metrics, stopping, lengths that grow, and looking for
+examples that are in two parts of the data. In exchange it runs under `jit` and `vmap`, so that many
+tunings are side by side: of other first hyperparameters, other learning rates of the optimizer,
+other seeds.
 """
 
 from collections.abc import Callable
