@@ -11,16 +11,13 @@ import pytest
 import hgrad_jax as hg
 from tests import tune_child
 from tests.tune_child import HPARAMS, KEY, RULE, SETTINGS, TRAIN, VALID, init_params, objective
+from tests.tunings import assert_close
 
 PURE = {name: value for name, value in SETTINGS.items() if name != "progress"}
 
 
 def pure(init=init_params, hparams=HPARAMS, **settings):
     return hg.meta_steps(objective, RULE, init, hparams, TRAIN, VALID, **(PURE | settings))
-
-
-def assert_close(found, want):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, want)
 
 
 def one(tree, *index):

@@ -203,6 +203,7 @@ def tune(
             batch_parts=batch_parts,
             devices=None if mesh is None else list(mesh.devices.flat),
         )
+        checks.require_stable((hparams, opt_state), (step.hparams, step.opt_state))
         return outcome(step, hparams, opt_state, has_params=metrics is not None)
 
     def lowered(length):
@@ -210,14 +211,12 @@ def tune(
         return _jitted(functools.partial(one, length), mesh, num_runs).lower(*args)
 
     first = lowered(lengths[0])
-    if (
-        hparams_axes is None
-    ):  # a length for which a constant is refused, as `unroll` says, is so now
+    if hparams_axes is None:
+        # A later length at which `unroll` would refuse a constant of as many rows is traced now.
         rows = {jnp.shape(x)[0] for x in jax.tree.leaves(hparams) if jnp.ndim(x)}
         for length in rows.intersection(lengths[1:]).difference(lengths[:1]):
             lowered(length)
     after = first.out_info
-    checks.require_stable((hparams, opt_state), (after.hparams, after.opt_state))
 
     @functools.cache
     def program(length: int) -> Program:
