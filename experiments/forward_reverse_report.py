@@ -195,7 +195,7 @@ def _real_time(record: Record, title: str) -> Figure:
             shown = np.where(curve == 0, np.nan, np.abs(curve))  # zero before the first
             panels[4].plot(steps, shown, label=label, linewidth=1)
     panels[4].set(yscale="log", title="size of the hypergradients")
-    panels[4].legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    panels[4].legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for name in ("learned", "kept"):
         panels[5].plot(steps, record[name]["path"]["validation_error"], label=name)
     panels[5].set(title="validation error, at most 1,000 images")
