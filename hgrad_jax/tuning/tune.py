@@ -206,6 +206,7 @@ def tune(
         checks.require_stable((hparams, opt_state), (step.hparams, step.opt_state))
         return outcome(step, hparams, opt_state, has_params=metrics is not None)
 
+    @functools.cache
     def lowered(length):
         args = (hparams, opt_state, params, train, valid, run_key(0))
         return _jitted(functools.partial(one, length), mesh, num_runs).lower(*args)
@@ -220,7 +221,7 @@ def tune(
 
     @functools.cache
     def program(length: int) -> Program:
-        return compiled(first if length == lengths[0] else lowered(length))
+        return compiled(lowered(length))
 
     measured = {"valid": valid, "test": test} if metrics is not None else {}
     measure = Measure(
