@@ -9,9 +9,9 @@ import jax
 def has_custom_vjp(function: Callable[..., Any], *args: Any) -> bool:
     """Returns whether a derivative in a function may not be the function's, at any depth.
 
-    A `custom_vjp` counts, and so does a `custom_jvp` that is not JAX's or flax's own (those are true
-    derivatives). Then the gradient need not be that of a function, nor its Jacobian symmetric: such
-    rules clip, scale and reverse gradients.
+    A `custom_vjp` counts, and so does a `custom_jvp` that is not JAX's or flax's own, which are
+    true derivatives. Then the gradient need not be that of a function, nor its Jacobian symmetric:
+    such rules clip, scale and reverse gradients.
 
     >>> import jax.numpy as jnp
     >>> has_custom_vjp(jnp.sin, 1.0)
