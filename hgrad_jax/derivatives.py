@@ -1,7 +1,9 @@
 """Second derivatives of a loss, and the Jacobian of a whole training, by forward mode.
 
 `jax.jvp` of a gradient costs about two gradients and stores no graph of the gradient itself, as
-reverse over reverse does (Pearlmutter 1994).
+reverse over reverse does (Pearlmutter 1994). Where a rule inside the loss need not be a derivative
+(`jaxprs.has_foreign_rule`), what `jax.grad` returns has no symmetric Jacobian: then the products
+are those with its transpose, which hypergradients are made of, by reverse over reverse.
 """
 
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import jax
 
 from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.jaxprs import has_foreign_rule
 from hgrad_jax.trees import require_like
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
@@ -19,9 +22,11 @@ from hgrad_jax.unroll import unroll
 def hvp(loss: Callable[..., Array], params: Params, direction: Params, *args: Any) -> Params:
     """Returns the Hessian-vector product H u, with H the Hessian of the loss in `params`.
 
+    Where the loss contains a `custom_vjp`, or a rule of a user that need not be a derivative, H is
+    the Jacobian of `jax.grad(loss)`, transposed.
+
     Args:
-      loss: `loss(params, *args) -> floating-point scalar`, without a `custom_vjp` inside, which
-        forbids forward mode.
+      loss: `loss(params, *args) -> floating-point scalar`.
       params: pytree of floating-point arrays.
       direction: u, like `params`.
       *args: the loss's other arguments.
@@ -39,7 +44,13 @@ def hvp(loss: Callable[..., Array], params: Params, direction: Params, *args: An
       Array([  6., -12.], dtype=float32)
     """
     _require(loss, params, direction)
-    return jax.jvp(lambda p: jax.grad(loss)(p, *args), (params,), (direction,))[1]
+
+    def gradient(p: Params) -> Params:
+        return jax.grad(loss)(p, *args)
+
+    if has_foreign_rule(lambda p: loss(p, *args), params):
+        return jax.vjp(gradient, params)[1](direction)[0]
+    return jax.jvp(gradient, (params,), (direction,))[1]
 
 
 def mixed_product(
@@ -49,10 +60,11 @@ def mixed_product(
 
     What a step of gradient descent contributes to a hypergradient (Maclaurin, Duvenaud and Adams
     2015, algorithm 2, line 12). Mixed partial derivatives commute, so it is the derivative along u
-    of the gradient in `hparams`.
+    of the gradient in `hparams`; not where the loss contains a `custom_vjp` or a rule of a user,
+    where it is taken as it is written.
 
     Args:
-      loss: `loss(params, hparams, *args) -> floating-point scalar`, without a `custom_vjp` inside.
+      loss: `loss(params, hparams, *args) -> floating-point scalar`.
       params: pytree of floating-point arrays.
       hparams: pytree of floating-point arrays.
       direction: u, like `params`.
@@ -73,6 +85,9 @@ def mixed_product(
       Array([ 3., -5.], dtype=float32)
     """
     _require(loss, params, direction)
+    if has_foreign_rule(lambda p, h: loss(p, h, *args), params, hparams):
+        _, pull = jax.vjp(lambda h: jax.grad(loss)(params, h, *args), hparams)
+        return pull(direction)[0]
 
     def in_hparams(p: Params) -> Hparams:
         return jax.grad(loss, argnums=1)(p, hparams, *args)

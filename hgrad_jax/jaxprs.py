@@ -1,39 +1,102 @@
 """What a function is made of, read off its trace."""
 
+import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.interpreters import ad
+
+TRUSTED = ("jax", "jaxlib", "flax", "functools")
+"""Packages whose differentiation rules are the derivatives of their functions."""
 
 
-def has_custom_vjp(function: Callable[..., Any], *args: Any) -> bool:
+def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
     """Returns whether a derivative in a function may not be the function's, at any depth.
 
-    A `custom_vjp` counts, and so does a `custom_jvp` that is not JAX's or flax's own, which are
-    true derivatives. Then the gradient need not be that of a function, nor its Jacobian symmetric:
-    such rules clip, scale and reverse gradients.
+    A `custom_vjp` may clip, scale or reverse a gradient, and so may a `custom_jvp`, or the rule of
+    a primitive, that a user wrote. Then what `jax.grad` returns need not be the gradient of a
+    function, nor its Jacobian symmetric. JAX's and flax's own rules are true derivatives (relu,
+    softmax, logsumexp); a rule is theirs if its function and every function that it closes over
+    are.
+
+    Args:
+      function: of pytrees of arrays.
+      *args: what it is traced with.
 
     >>> import jax.numpy as jnp
-    >>> has_custom_vjp(jnp.sin, 1.0)
-    False
+    >>> has_foreign_rule(jnp.sin, 1.0), has_foreign_rule(jax.nn.relu, 1.0)
+    (False, False)
+    >>> @jax.custom_jvp
+    ... def reverse_gradient(x):
+    ...     return x
+    >>> reverse_gradient.defjvps(lambda dot, out, x: -dot)
+    >>> has_foreign_rule(jax.jit(reverse_gradient), 1.0)
+    True
     """
-    return any(_is_custom(equation) for equation in _equations(jax.make_jaxpr(function)(*args)))
+    return any(_is_foreign(equation) for equation in _equations(jax.make_jaxpr(function)(*args)))
 
 
-def _is_custom(equation: Any) -> bool:
+def _is_foreign(equation: Any) -> bool:
     name = equation.primitive.name
     if name.startswith("custom_vjp"):
         return True
-    if not name.startswith("custom_jvp"):
-        return False
-    rule, function = equation.params["jvp_jaxpr_fun"], equation.params["call_jaxpr"].jaxpr
-    return not (_is_of_jax(rule.debug_info) and _is_of_jax(function.debug_info))
+    if name.startswith("custom_jvp"):
+        rule, body = equation.params["jvp_jaxpr_fun"], equation.params["call_jaxpr"].jaxpr
+        return not (_is_in_jax(body.debug_info) and _is_in_jax(rule.debug_info)) or _is_written(
+            rule
+        )
+    rule = ad.primitive_jvps.get(equation.primitive)
+    return rule is not None and _is_written(rule)
 
 
-def _is_of_jax(debug_info: Any) -> bool:
+def _is_in_jax(debug_info: Any) -> bool:
     """Returns whether a traced function is written in JAX or flax; False where nobody knows."""
     where = getattr(debug_info, "func_src_info", None) or ""
-    return any(f"site-packages/{name}/" in where.replace("\\", "/") for name in ("jax", "flax"))
+    return any(f"site-packages/{name}/" in where.replace("\\", "/") for name in TRUSTED)
+
+
+def _is_written(rule: Any) -> bool:
+    """Returns whether a rule, or a function that it closes over, is not of a trusted package."""
+    return any(
+        (function.__module__ or "").partition(".")[0] not in TRUSTED
+        for function in _functions(rule)
+    )
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """Yields the Python functions that a callable is made of: closures, partials, wrappers."""
+    seen, left = set(), [value]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.FunctionType):
+            yield value
+            # An empty cell belongs to a function that is not finished.
+            left += [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
+            left += value.__defaults__ or ()
+        elif isinstance(value, types.MethodType):
+            left += [value.__func__, value.__self__]
+        elif isinstance(value, functools.partial):
+            left += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, tuple | list):
+            left += value
+        elif isinstance(value, jax.custom_jvp):
+            left += [value.fun, value.jvp]
+        elif hasattr(value, "f") and hasattr(value, "transforms"):  # JAX's wrapped function
+            left += [value.f, *value.transforms]
+        else:  # jitted, say
+            left.append(getattr(value, "__wrapped__", None))
+
+
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

@@ -1,12 +1,15 @@
-"""Losses whose gradient is not that of a function: a custom_vjp scales or clips it."""
+"""Losses whose gradient is not that of a function: a rule in them scales, clips or reverses it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.extend.core import Primitive
+from jax.interpreters import ad
 
 import hgrad_jax as hg
-from hgrad_jax.jaxprs import has_custom_vjp
+from hgrad_jax.jaxprs import has_foreign_rule
 
 X = jax.random.normal(jax.random.key(0), (30, 3))
 Y = jnp.tanh(X @ jnp.array([1.0, -1.0, 0.5]))
@@ -76,30 +79,137 @@ def test_a_custom_vjp_is_found_at_any_depth():
     def in_a_loop(x):
         return jax.lax.fori_loop(0, 3, lambda _, y: slow(y), x)
 
-    assert has_custom_vjp(in_a_loop, 1.0)
-    assert has_custom_vjp(jax.jit(lambda x: jax.vmap(slow)(x)), jnp.ones(2))
-    assert not has_custom_vjp(jax.nn.relu, 1.0)
+    assert has_foreign_rule(in_a_loop, 1.0)
+    assert has_foreign_rule(jax.jit(lambda x: jax.vmap(slow)(x)), jnp.ones(2))
+    assert not has_foreign_rule(jax.nn.relu, 1.0)
 
 
-def test_a_custom_jvp_that_is_no_true_derivative():
-    """It scales the gradient by a hyperparameter; 0.338868 by float64 differences."""
+@jax.custom_jvp
+def scale_gradient(x, s):
+    """Scales the gradient that passes it."""
+    return x
 
-    @jax.custom_jvp
-    def scale_gradient(x, s):
-        return x
 
-    @scale_gradient.defjvp
-    def _(primals, tangents):  # pyright: ignore[reportUnusedFunction]
-        return primals[0], primals[1] * tangents[0]
+@scale_gradient.defjvp
+def _(primals, tangents):  # pyright: ignore[reportUnusedFunction]
+    return primals[0], primals[1] * tangents[0]
+
+
+EXACT = (
+    hg.Direct(),
+    hg.Checkpointed(),
+    hg.ForwardMode(),
+    hg.Reversible(),
+    hg.Reversible(share_gradient=False),
+    hg.Waypoints(11),
+    hg.Waypoints(3, undone_steps=5),
+)
+
+
+def all_derivatives(rule, hparams, adjoints=EXACT):
+    """Returns the derivative in `scale` of ten steps from zero, by each adjoint."""
+
+    @jax.jit
+    def found(hparams):
+        def end(hparams, adjoint):
+            out = hg.unroll(rule, jnp.float32(0), hparams, None, num_steps=10, adjoint=adjoint)
+            return out.params
+
+        return [jax.grad(end)(hparams, adjoint)["scale"] for adjoint in adjoints]
+
+    return found(hparams)
+
+
+HPARAMS = {"learning_rate": 0.1, "momentum": 0.5, "scale": 1.0}
+
+
+def test_a_custom_jvp_that_is_no_derivative():
+    """0.338868 by float64 differences; taken for symmetric, the product would be zero."""
 
     def scaled(params, hparams, batch, key):
         return 0.5 * (scale_gradient(params, hparams["scale"]) - 1.0) ** 2
 
-    def end(hparams, adjoint):
-        rule = hg.heavy_ball(scaled)
-        return hg.unroll(rule, jnp.float32(0), hparams, None, num_steps=10, adjoint=adjoint).params
+    found = all_derivatives(hg.heavy_ball(scaled), HPARAMS)
+    np.testing.assert_allclose(found, 0.338868, atol=2e-6)
 
-    hparams = {"learning_rate": 0.1, "momentum": 0.5, "scale": 1.0}
-    for adjoint in (hg.Direct(), hg.Reversible()):
-        assert abs(jax.grad(end)(hparams, adjoint)["scale"] - 0.338868) < 1e-5
-    assert not has_custom_vjp(jax.nn.relu, 1.0)
+
+@pytest.mark.parametrize(
+    "adjoint", [hg.Direct(), hg.Reversible(), hg.Implicit(solver=hg.GMRES())], ids=str
+)
+def test_where_training_with_a_scaled_gradient_comes_to_rest(adjoint):
+    """At p = 1 / (1 + s), whose derivative is -1/4 at s = 1."""
+
+    def scaled(params, hparams, batch, key):
+        s = hparams["scale"]
+        return 0.5 * (params - 1) ** 2 + 0.5 * scale_gradient(params, s) ** 2
+
+    @jax.jit
+    def slope(s):
+        def end(s):
+            rule = hg.heavy_ball(scaled, learning_rate=0.1, momentum=0.5)
+            run = {"num_steps": 200, "adjoint": adjoint}
+            return hg.unroll(rule, jnp.float32(0), {"scale": s}, None, **run).params
+
+        return jax.grad(end)(s)
+
+    np.testing.assert_allclose(slope(1.0), -0.25, rtol=1e-4)
+
+
+def test_straight_through_estimators_have_one_hypergradient():
+    """What is held fixed stays fixed in the second derivative too, so that this is symmetric.
+
+    x + stop_gradient(round(x) - x) differs from x by a number that no derivative sees: with
+    loss (y - s)^2 / 2 at y = round(p), p moves by rate * (s - y), which s moves by the rate.
+    """
+
+    def rounded(x):
+        return x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+    def quantized(params, hparams, batch, key):
+        return 0.5 * (rounded(params) - 3 * hparams["scale"]) ** 2
+
+    found = all_derivatives(hg.heavy_ball(quantized), HPARAMS)
+    assert abs(found[0]) > 0.1
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
+def test_products_of_a_gradient_that_is_not_one_are_transposed():
+    """With J = d jax.grad / d(p, s): J^T u, not J u, which the mixed derivative would swap."""
+
+    def scaled(params, s):
+        return 0.5 * jnp.sum((scale_gradient(params, s) - 1.0) ** 2)
+
+    p, u, s = jnp.array([0.5, 2.0]), jnp.array([1.0, -3.0]), jnp.float32(0.7)
+    # The rule returns its first argument, so grad = s (p - 1): J_s = p - 1 and J_p = s.
+    np.testing.assert_allclose(hg.mixed_product(scaled, p, s, u), u @ (p - 1), rtol=1e-6)
+    np.testing.assert_allclose(hg.hvp(scaled, p, u, s), s * u, rtol=1e-6)
+
+
+def test_rules_of_jax_are_taken_for_derivatives():
+    rules = (jax.nn.relu, jax.nn.softmax, jax.nn.gelu, jax.nn.logsumexp, jax.nn.silu, jnp.sinc)
+    for rule in (*rules, nn.softmax, jax.scipy.special.logit):
+        assert not has_foreign_rule(rule, jnp.array([0.25, 0.5]))
+
+
+def test_rules_of_users_are_not_even_of_jax_functions():
+    """`defjvps` puts a function of JAX around the user's; `custom_jvp(jnp.sin)` is of JAX too."""
+    mine = jax.custom_jvp(jnp.sin)
+    mine.defjvps(lambda dot, out, x: 2 * dot)
+
+    def scanned(x):
+        return jax.lax.scan(lambda x, _: (mine(x), None), x, None, length=2)[0]
+
+    def in_a_branch(x):
+        return jax.lax.cond(jnp.sum(x) > 0, mine, jnp.sin, x)
+
+    for function in (mine, scanned, in_a_branch):
+        for wrap in (jax.jit, jax.checkpoint, jax.vmap):
+            assert has_foreign_rule(wrap(function), jnp.ones(2))
+
+
+def test_a_primitive_of_a_user_is_not_taken_for_differentiated_right():
+    primitive = Primitive("doubling")
+    primitive.def_impl(lambda x: x)
+    primitive.def_abstract_eval(lambda x: x)
+    ad.defjvp(primitive, lambda tangent, x: 2 * tangent)
+    assert has_foreign_rule(primitive.bind, 1.0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.functions import require_function
-from hgrad_jax.jaxprs import has_custom_vjp
+from hgrad_jax.jaxprs import has_foreign_rule
 from hgrad_jax.types import Batch, Hparams, Loss, Params
 
 VectorField = Callable[[Params, Hparams, Batch, Any], Params]
@@ -103,7 +103,7 @@ class Stationary(Condition):
         )
 
     def _is_symmetric(self, params: Params, hparams: Hparams, batch: Batch, key: Any) -> bool:
-        return not has_custom_vjp(self.loss, params, hparams, batch, key)
+        return not has_foreign_rule(self.loss, params, hparams, batch, key)
 
 
 @dataclasses.dataclass(frozen=True)
