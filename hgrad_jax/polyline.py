@@ -147,7 +147,6 @@ def pull_back(
         after, after_at, anchor, anchor_at, bars, constants_bar, schedules_bar = carry
         t = visited(i)
         slices = _row(inputs.schedules, t)
-        batch, loss_key = batch_and_key(trajectory, inputs.data, inputs.key, t)
         segment = jnp.searchsorted(at, t, side="right") - 1
         lower, lower_at = _row(corners, segment), at[segment]
         is_corner = t + 1 == at[segment + 1]
@@ -169,6 +168,7 @@ def pull_back(
         if num_undone is not None:
             is_undone = at[segment + 1] - t <= num_undone
             hparams = hparams_of(trajectory, inputs.constants, slices)
+            batch, loss_key = batch_and_key(trajectory, hparams, inputs.data, inputs.key, t)
             before = jax.lax.cond(
                 is_undone,
                 lambda before, after: undo(rule, after, hparams, batch, loss_key),

@@ -1,6 +1,6 @@
 """A trajectory's fixed part, and what adjoints ask of it: a step's batch, keys, hyperparameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,9 @@ class Trajectory(NamedTuple):
       is_schedule: one bool per leaf of the hyperparameters: whether its leading axis is the step.
       treedef: structure of the hyperparameters.
       record: `record(state, data)`, evaluated after each step; None for no trace.
+      closed: the traced values that these functions close over, as far as they have been traced
+        (`hgrad_jax.traced_once`).
+      keep: makes of a function one that is traced once, its closed-over values among those.
     """
 
     transition: Transition
@@ -39,6 +42,20 @@ class Trajectory(NamedTuple):
     is_schedule: tuple[bool, ...]
     treedef: Any
     record: Callable[[State, Data], Any] | None
+    closed: Sequence[Any] = ()
+    keep: Callable[[Any], Any] = lambda function: function
+
+
+class Extended(NamedTuple):
+    """Hyperparameters with values that functions close over: what those are differentiated by.
+
+    Attributes:
+      hparams: as the user gave them.
+      closed: a value for each that is closed over; None where it is not differentiated.
+    """
+
+    hparams: Hparams
+    closed: tuple[Array | None, ...]
 
 
 class Inputs(NamedTuple):
@@ -50,12 +67,15 @@ class Inputs(NamedTuple):
       schedules: leaves with a leading axis of steps `[T, ...]`, None in place of the others.
       data: what batches are made from.
       key: PRNG key, or None.
+      closed: the traced values that the run's functions close over; of cotangents, None where there
+        is none. See `hgrad_jax.closures`.
     """
 
     constants: tuple[Array | None, ...]
     schedules: tuple[Array | None, ...]
     data: Data
     key: Array | None
+    closed: tuple[Any, ...] = ()
 
 
 def inputs(trajectory: Trajectory, hparams: Hparams, data: Data, key: Array | None) -> Inputs:
@@ -86,15 +106,22 @@ def first_state(trajectory: Trajectory, params: Params, inputs: Inputs) -> State
 
 
 def batch_and_key(
-    trajectory: Trajectory, data: Data, key: Array | None, t: Array
+    trajectory: Trajectory, hparams: Hparams, data: Data, key: Array | None, t: Array
 ) -> tuple[Batch, Array | None]:
-    """Returns the batch of step t and the key for the loss, both functions of t alone."""
+    """Returns the batch of step t and the key for the loss, both functions of t alone.
+
+    Of the hyperparameters only what `batch_fn` closes over counts, if they are `Extended`.
+    """
     keys = (None, None)
     if key is not None:
         step_key = jax.random.fold_in(key, t)
         keys = (jax.random.fold_in(step_key, BATCH_ROLE), jax.random.fold_in(step_key, LOSS_ROLE))
-    batch = data if trajectory.batch_fn is None else trajectory.batch_fn(data, t, keys[0])
-    return batch, keys[1]
+    batch_fn: Any = trajectory.batch_fn
+    if batch_fn is None:
+        return data, keys[1]
+    if isinstance(hparams, Extended):
+        batch_fn = batch_fn.extended(hparams)
+    return batch_fn(data, t, keys[0]), keys[1]
 
 
 def float_step(
@@ -107,10 +134,9 @@ def float_step(
     t: Array,
 ) -> State:
     """Takes step t in ordinary floating point."""
-    batch, loss_key = batch_and_key(trajectory, data, key, t)
-    return trajectory.transition.step(
-        state, hparams_of(trajectory, constants, slices), batch, loss_key
-    )
+    hparams = hparams_of(trajectory, constants, slices)
+    batch, loss_key = batch_and_key(trajectory, hparams, data, key, t)
+    return trajectory.transition.step(state, hparams, batch, loss_key)
 
 
 def recorded(trajectory: Trajectory, state: State, data: Data) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.traced_once import trace_once
 from hgrad_jax.trajectory import Trajectory, inputs
 from hgrad_jax.trees import require_like
 from hgrad_jax.types import (
@@ -90,7 +91,7 @@ def unroll(
       >>> print(f"{jax.grad(end)(jnp.float32(0.1)):.3f}")
       29.358
     """
-    trajectory, params, given = _start(
+    adjoint, trajectory, params, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
     state, info, trace = adjoint.run(trajectory, params, given)
@@ -128,7 +129,7 @@ def vjp(
       >>> bool(hg.check(info).is_restored)
       True
     """
-    trajectory, params, given = _start(
+    adjoint, trajectory, params, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
     (end, info, trace), pull_run = adjoint.vjp(trajectory, params, given)
@@ -158,8 +159,9 @@ def _start(
     validate.adjoint_serves(adjoint, transition)
     validate.run_functions(batch_fn, key, record)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
-    trajectory = Trajectory(
-        transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), record
+    treedef = jax.tree.structure(hparams)
+    trajectory = trace_once(
+        Trajectory(transition, num_steps, batch_fn, is_schedule, treedef, record)
     )
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
@@ -168,5 +170,7 @@ def _start(
     validate.step(trajectory, params, given)
     if hparams_axes is None:
         validate.no_forgotten_schedule(trajectory, params, hparams, given)
+    adjoint = adjoint.traced_once(trajectory.keep)
     adjoint.require_inputs(trajectory, params, given)
-    return trajectory, params, given
+    # By now every function of the run has been traced.
+    return adjoint, trajectory, params, given._replace(closed=tuple(trajectory.closed))

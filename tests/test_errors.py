@@ -383,9 +383,8 @@ def test_a_loss_that_closes_over_what_is_differentiated():
         settings = {"num_steps": 5, "adjoint": hg.Reversible()}
         return jnp.sum(hg.vjp(hg.momentum(loss), jnp.ones(2), hparams, None, **settings)[0].params)
 
-    with pytest.raises(Exception, match=r".") as caught:
+    with pytest.raises(ValueError, match=r"no further derivatives.*take jax.grad of hg.unroll"):
         jax.grad(value)(0.1)
-    assert "racer" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,15 @@ import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint, Run
 from hgrad_jax.adjoints.direct import run_from
+from hgrad_jax.closures import (
+    instantiated,
+    is_differentiated,
+    opened,
+    primals,
+    rejoined,
+    require_none_recorded,
+    separate,
+)
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.polyline import Clip, pull_back, remember
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_run_info, hparams_of, steps
@@ -45,23 +54,28 @@ class AlongPolyline(Adjoint):
 
         @jax.custom_vjp
         def unrolled(state, inputs):
-            return run_from(trajectory, state, inputs)
+            return run_from(opened(trajectory, inputs), state, inputs)
 
         def forward(state, inputs):
-            state, inputs = self._differentiated_once((state, inputs))
-            at = self.corners(trajectory, state, inputs)
-            end, trace, polyline = remember(trajectory, state, inputs, at)
-            num_visited = self.num_visited(trajectory, state, end, inputs)
-            num_undone = self.num_undone(trajectory, inputs, trajectory.transition.params(end))
+            moved = is_differentiated(inputs.closed)
+            state, inputs = self._differentiated_once(primals((state, inputs)))
+            inputs = separate(inputs, moved)
+            require_none_recorded(trajectory, inputs, f"{type(self).__name__}(...)")
+            run = opened(trajectory, inputs)
+            at = self.corners(run, state, inputs)
+            end, trace, polyline = remember(run, state, inputs, at)
+            num_visited = self.num_visited(run, state, end, inputs)
+            num_undone = self.num_undone(run, inputs, run.transition.params(end))
             residuals = (inputs, polyline, num_visited, num_undone)
-            return (end, float_run_info(trajectory, end), trace), residuals
+            return (end, float_run_info(run, end), trace), residuals
 
         def backward(residuals, bars):
             inputs, polyline, num_visited, num_undone = residuals
-            state_bar, _, trace_bar = bars
-            return pull_back(
-                trajectory,
-                self._differentiated_once(inputs),
+            inputs = self._differentiated_once(inputs)
+            state_bar, _, trace_bar = instantiated(bars)
+            start_bar, inputs_bar = pull_back(
+                opened(trajectory, inputs),
+                inputs,
                 polyline,
                 self._differentiated_once(state_bar),
                 self._differentiated_once(trace_bar),
@@ -69,9 +83,10 @@ class AlongPolyline(Adjoint):
                 num_undone=num_undone,
                 clip=self.clip or Clip(),
             )
+            return start_bar, rejoined(inputs_bar, inputs)
 
         # Around the whole trajectory: inside a scan its residuals would be stacked T times.
-        unrolled.defvjp(forward, backward)
+        unrolled.defvjp(forward, backward, symbolic_zeros=True)
         return unrolled(state, inputs)
 
     def _differentiated_once(self, tree: Any) -> Any:

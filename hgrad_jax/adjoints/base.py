@@ -44,6 +44,11 @@ class Adjoint:
     def require(self, transition: Transition) -> None:
         """Raises a ValueError if this adjoint cannot differentiate the transition."""
 
+    def traced_once(self, keep: Callable[[Any], Any]) -> "Adjoint":
+        """Returns the adjoint with the functions that it holds traced once, by `keep`."""
+        del keep
+        return self
+
     def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
         """Raises a ValueError if it cannot differentiate this run; traced values may pass."""
 

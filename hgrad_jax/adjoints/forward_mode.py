@@ -10,6 +10,7 @@ import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.closures import opened
 from hgrad_jax.functions import is_number
 from hgrad_jax.guard import is_float
 from hgrad_jax.liveness import live_bytes
@@ -77,7 +78,7 @@ class ForwardMode(Adjoint):
 
         @jax.custom_jvp
         def unrolled(params, inputs):
-            return Direct().run(trajectory, params, inputs)
+            return Direct().run(opened(trajectory, inputs), params, inputs)
 
         def push(primals, tangents):
             return self._push(trajectory, primals, tangents)
@@ -119,7 +120,8 @@ class ForwardMode(Adjoint):
         leaves, treedef = jax.tree.flatten(primals)
         dots = jax.tree.leaves(tangents)
         which = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
-        numbers, weights = [leaves[i] for i in which], _ravel([dots[i] for i in which])
+        numbers = [jnp.asarray(leaves[i]) for i in which]  # closed-over ones may be of Python
+        weights = _ravel([dots[i] for i in which])
 
         def run(numbers):
             filled = list(leaves)
@@ -167,12 +169,16 @@ class ForwardMode(Adjoint):
 
         def step(state, params, inputs):
             del params
+            run = opened(trajectory, inputs)
             slices = jax.tree.map(lambda x: x[0], inputs.schedules)
             constants, data, key = inputs.constants, inputs.data, inputs.key
-            return float_step(trajectory, state, constants, slices, data, key, jnp.int32(0))
+            return float_step(run, state, constants, slices, data, key, jnp.int32(0))
+
+        def start(params, inputs):
+            return first_state(opened(trajectory, inputs), params, inputs)
 
         params, inputs = primals
-        state = jax.eval_shape(lambda p, g: first_state(trajectory, p, g), params, inputs)
+        state = jax.eval_shape(start, params, inputs)
         own = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if is_float(x))
         # A tangent is as large as what it is a tangent of, and carried twice: in and out. So is the
         # unit vector that it belongs to, beside the scan and in it.
@@ -194,6 +200,8 @@ def _run(trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
     Here those are arrays like the tangents, coefficients spread over weights, that every step
     would then read: 3 % of its time and 24 MB, for eight hyperparameters of 328,810 weights.
     """
+
+    trajectory = opened(trajectory, inputs)
 
     def body(carry, t_and_slices):
         (state, constants), (t, slices) = carry, t_and_slices

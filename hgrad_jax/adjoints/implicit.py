@@ -24,10 +24,13 @@ from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
+from hgrad_jax.closures import is_differentiated, opened, primals, rejoined, separate
 from hgrad_jax.functions import is_number
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
+from hgrad_jax.traced_once import TracedOnce
 from hgrad_jax.trajectory import (
+    Extended,
     Inputs,
     Trajectory,
     all_finite,
@@ -189,6 +192,12 @@ class Implicit(Adjoint):
                 "FixedPoint where a gradient= replaces the loss's."
             )
 
+    def traced_once(self, keep: Callable[[Any], Any]) -> "Implicit":
+        """Returns the adjoint with the functions of its condition traced once."""
+        if self.condition is None:
+            return self
+        return dataclasses.replace(self, condition=_with_functions(self.condition, keep))
+
     def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
         """Raises a ValueError if batches or the condition do not fit the run."""
         if self.batches is not None and self.batches > trajectory.num_steps:
@@ -204,7 +213,7 @@ class Implicit(Adjoint):
             _read_at(trajectory.transition, state)
             rest = rest_of(trajectory, state, params, inputs)
             batch, key = last_batch(self.batches, trajectory, rest)
-            condition = self._condition(trajectory.transition)
+            condition = self._condition(trajectory, inputs)
             return condition.residual(rest.params, rest.hparams, batch, key)
 
         jax.eval_shape(condition_at_the_start, params, inputs)
@@ -214,30 +223,35 @@ class Implicit(Adjoint):
 
         @jax.custom_vjp
         def trained(params, inputs):
-            return Direct().run(trajectory, params, inputs)
+            return Direct().run(opened(trajectory, inputs), params, inputs)
 
         def forward(params, inputs):
-            is_differentiated = [
+            moved = is_differentiated(inputs.closed)
+            is_asked = [
                 any(leaf.perturbed for leaf in jax.tree.leaves((constant, schedule)))
                 for constant, schedule in zip(inputs.constants, inputs.schedules, strict=True)
             ]
-            params, inputs = jax.tree.map(lambda leaf: leaf.value, (params, inputs))
-            self._refuse_absent(trajectory, params, inputs, is_differentiated)
+            params, inputs = primals((params, inputs))
+            inputs = separate(inputs, moved)
+            run = opened(trajectory, inputs)
+            _refuse_moved_batches(trajectory, inputs)
+            self._refuse_absent(run, params, inputs, is_asked + [True] * sum(moved))
             params, inputs = _differentiated_once((params, inputs))
-            end, info, trace = Direct().run(trajectory, params, inputs)
+            end, info, trace = Direct().run(run, params, inputs)
             return (end, info, trace), (end, params, inputs)
 
         def backward(residuals, bars):
             end, params, inputs = residuals
+            run = opened(trajectory, inputs)
             state_bar, _, trace_bar = bars
-            params_bar = _params_bar(trajectory.transition, end, state_bar)
+            params_bar = _params_bar(run.transition, end, state_bar)
             if not all(isinstance(bar, SymbolicZero) for bar in _leaves(trace_bar)):
                 raise ValueError(
                     "the trace of record is differentiated, but Implicit() differentiates "
                     "Unrolled.params only; use Direct() or Checkpointed()."
                 )
-            bars, _ = self._pull(trajectory, end, params, inputs, params_bar)
-            return bars
+            (start_bar, inputs_bar), _ = self._pull(run, end, params, inputs, params_bar)
+            return start_bar, rejoined(inputs_bar, inputs)
 
         # The custom rule goes around the whole trajectory, so that it keeps nothing of a step.
         trained.defvjp(forward, backward, symbolic_zeros=True)
@@ -257,13 +271,14 @@ class Implicit(Adjoint):
         self._refuse_absent(trajectory, params, inputs, [True] * len(inputs.constants))
         params, inputs = _differentiated_once((params, inputs))
         end, info, trace = self.run(trajectory, params, inputs)
+        run = opened(trajectory, inputs)
 
         def pullback(state_bar, trace_bar):
-            params_bar = _params_bar(trajectory.transition, end, state_bar, is_read_only=True)
+            params_bar = _params_bar(run.transition, end, state_bar, is_read_only=True)
             is_dropped = jnp.zeros((), bool)
             for leaf in jax.tree.leaves(trace_bar):
                 is_dropped |= jnp.any(leaf != 0)
-            bars, solve = self._pull(trajectory, end, params, inputs, params_bar, is_dropped)
+            bars, solve = self._pull(run, end, params, inputs, params_bar, is_dropped)
             return *bars, BackwardInfo(info, None, all_finite(bars), solve=solve)
 
         return (end, info, trace), pullback
@@ -280,8 +295,10 @@ class Implicit(Adjoint):
         """Returns the cotangents of the initial parameters and of the inputs, and the info."""
         params_bar = _differentiated_once(params_bar)
         rest = rest_of(trajectory, end, params, inputs)
-        condition = self._condition(trajectory.transition)
-        direction, solve = self.solver.solve(self._product(trajectory, rest), params_bar)
+        condition = self._condition(trajectory, inputs)
+        direction, solve = self.solver.solve(
+            self._product(trajectory, condition, rest), params_bar
+        )
         residual = mean(
             self.batches,
             trajectory,
@@ -315,9 +332,10 @@ class Implicit(Adjoint):
         start_bar = jax.tree.map(lambda x: kept(jnp.zeros_like(x)), params)
         return (start_bar, Inputs(constants, schedules, None, None)), info
 
-    def _product(self, trajectory: Trajectory, rest: Rest) -> Callable[[Params], Params]:
+    def _product(
+        self, trajectory: Trajectory, condition: Condition, rest: Rest
+    ) -> Callable[[Params], Params]:
         """Returns the function u -> (dc/dparams)^T u, of the condition's mean over the batches."""
-        condition = self._condition(trajectory.transition)
 
         def at(batch, key):
             return condition.product(rest.params, rest.hparams, batch, key)
@@ -351,8 +369,13 @@ class Implicit(Adjoint):
             is_trace_dropped,
         )
 
-    def _condition(self, transition: Transition) -> Condition:
-        return Stationary(transition.exact.loss) if self.condition is None else self.condition
+    def _condition(self, trajectory: Trajectory, inputs: Inputs) -> Condition:
+        if self.condition is None:
+            return Stationary(trajectory.transition.exact.loss)
+        return _with_functions(
+            self.condition,
+            lambda x: x.bound(inputs.closed) if isinstance(x, TracedOnce) else x,
+        )
 
     def _refuse_absent(
         self,
@@ -367,7 +390,7 @@ class Implicit(Adjoint):
         """
         if not any(is_differentiated):
             return
-        condition = self._condition(trajectory.transition)
+        condition = self._condition(trajectory, inputs)
 
         def product(direction):
             state = first_state(trajectory, params, inputs)
@@ -376,14 +399,11 @@ class Implicit(Adjoint):
             return condition.hparams_product(rest.params, rest.hparams, batch, key, direction)
 
         jaxpr = jax.make_jaxpr(product)(params).jaxpr
-        names = jax.tree_util.tree_leaves_with_path(
-            jax.tree.unflatten(trajectory.treedef, is_differentiated)
-        )
         absent = []
-        for i, (path, is_asked) in enumerate(names):
-            only = [j == i for j in range(len(names))]
+        for i, (name, is_asked) in enumerate(_names(trajectory, is_differentiated)):
+            only = [j == i for j in range(len(is_differentiated))]
             if is_asked and not any(dce_jaxpr(jaxpr, only)[1]):
-                absent.append("hparams" + jax.tree_util.keystr(path))
+                absent.append(name)
         if absent:
             raise ValueError(
                 f"{', '.join(absent)}: differentiated, but not in the condition that Implicit() "
@@ -391,6 +411,40 @@ class Implicit(Adjoint):
                 "number to the rule (hg.momentum(loss, learning_rate=0.1)), or use an adjoint that "
                 "unrolls, such as Reversible() or Truncated()."
             )
+
+
+def _names(trajectory: Trajectory, flags: Sequence[bool]) -> list[tuple[str, bool]]:
+    """Returns what a message calls each constant or schedule, with its flag."""
+    hparams = jax.tree.unflatten(trajectory.treedef, flags)
+    closed = ()
+    if isinstance(hparams, Extended):
+        hparams, closed = hparams
+    named = [
+        ("hparams" + jax.tree_util.keystr(path), flag)
+        for path, flag in jax.tree_util.tree_leaves_with_path(hparams)
+    ]
+    what = "a value that a function of the run closes over"
+    return named + [(what, flag) for flag in closed if flag is not None]
+
+
+def _with_functions(condition: Condition, change: Callable[[Any], Any]) -> Condition:
+    """Returns the condition with its functions changed, where it is a dataclass of such."""
+    if not dataclasses.is_dataclass(condition):
+        return condition
+    values = {field.name: getattr(condition, field.name) for field in dataclasses.fields(condition)}
+    functions = {name: change(value) for name, value in values.items() if callable(value)}
+    return dataclasses.replace(condition, **functions)
+
+
+def _refuse_moved_batches(trajectory: Trajectory, inputs: Inputs) -> None:
+    batch_fn = trajectory.batch_fn
+    if isinstance(batch_fn, TracedOnce) and any(
+        inputs.closed[i] is None for i in batch_fn.closes_over()
+    ):
+        raise ValueError(
+            "batch_fn closes over a value that is differentiated, which Implicit() takes as given; "
+            "read it in the loss instead, or use an adjoint that unrolls, such as Reversible()."
+        )
 
 
 def _read_at(transition: Transition, state: State) -> list[int]:

@@ -80,7 +80,7 @@ def require_like_data(trajectory: Trajectory, inputs: Inputs) -> None:
         return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
 
     batch, data = jax.eval_shape(
-        lambda data, key: (batch_and_key(trajectory, data, key, jnp.int32(0))[0], data),
+        lambda data, key: (batch_and_key(trajectory, None, data, key, jnp.int32(0))[0], data),
         inputs.data,
         inputs.key,
     )
@@ -96,4 +96,4 @@ def _batch(
     batches: int | None, trajectory: Trajectory, rest: Rest, t: Array
 ) -> tuple[Batch, Array | None]:
     source = trajectory._replace(batch_fn=None) if batches is None else trajectory
-    return batch_and_key(source, rest.data, rest.key, t)
+    return batch_and_key(source, rest.hparams, rest.data, rest.key, t)

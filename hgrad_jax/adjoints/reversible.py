@@ -10,6 +10,15 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
+from hgrad_jax.closures import (
+    instantiated,
+    is_differentiated,
+    opened,
+    primals,
+    rejoined,
+    require_none_recorded,
+    separate,
+)
 from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.decay import SMALLEST_DECAY
@@ -127,19 +136,23 @@ class Reversible(Adjoint):
 
         @jax.custom_vjp
         def unrolled(state, inputs):
-            return self._forward(trajectory, state, inputs)[0]
+            return self._forward(opened(trajectory, inputs), state, inputs)[0]
 
         def forward(state, inputs):
-            return self._forward(trajectory, *_differentiated_once((state, inputs)))
+            moved = is_differentiated(inputs.closed)
+            state, inputs = _differentiated_once(primals((state, inputs)))
+            inputs = separate(inputs, moved)
+            require_none_recorded(trajectory, inputs, "Reversible()")
+            return self._forward(opened(trajectory, inputs), state, inputs)
 
         def backward(residuals, bars):
-            state_bar, _, trace_bar = bars
+            state_bar, _, trace_bar = instantiated(bars)
             start_bar, inputs_bar, _ = self._backward(trajectory, residuals, state_bar, trace_bar)
-            return start_bar, inputs_bar
+            return start_bar, rejoined(inputs_bar, residuals.inputs)
 
         # The custom rule goes around the whole trajectory: inside a scan its residuals would be
         # stacked T times.
-        unrolled.defvjp(forward, backward)
+        unrolled.defvjp(forward, backward, symbolic_zeros=True)
         return unrolled(state, inputs)
 
     def work(self, num_steps: int, num_hparams: int) -> Work:
@@ -161,7 +174,7 @@ class Reversible(Adjoint):
 
         @jax.custom_vjp
         def forward(state, inputs):
-            return self._forward(trajectory, state, inputs)
+            return self._forward(opened(trajectory, inputs), state, inputs)
 
         # Behind a custom rule, so that what the loss closes over cannot be differentiated either;
         # the guard raises before the rule is ever used.
@@ -191,7 +204,7 @@ class Reversible(Adjoint):
     def _backward(self, trajectory, residuals, state_bar, trace_bar):
         inputs = _differentiated_once(residuals.inputs)
         return run_backward(
-            trajectory,
+            opened(trajectory, inputs),
             residuals._replace(inputs=inputs),
             _differentiated_once(state_bar),
             _differentiated_once(trace_bar),

@@ -198,8 +198,8 @@ def _distances_and_sizes(path: Path, states: State) -> tuple[dict[str, Array], d
         def step(carry, t_and_slices):
             state, i, distances = carry
             t, slices = t_and_slices
-            batch, loss_key = batch_and_key(trajectory, given.data, given.key, t)
             hparams = hparams_of(trajectory, given.constants, slices)
+            batch, loss_key = batch_and_key(trajectory, hparams, given.data, given.key, t)
             state = undo(rule, state, hparams, batch, loss_key)
             # Written at every step, and over until step at[i] is reached.
             apart = jax.tree.map(jnp.subtract, _variables(state), _variables(row(states, i)))

@@ -17,6 +17,7 @@ The user writes k, f and the decays in ordinary floating point; `kick_drift` bui
 floating-point step and what `Reversible()` needs.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -230,7 +231,27 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
         new |= {name: advance(name, slots[name], trails[name]) for name in exact.trailing}
         return params, new
 
-    return from_update(init, update, exact.gradient)._replace(exact=exact)
+    made = from_update(init, update, exact.gradient)
+    return made._replace(step=ExactStep(exact, made.step), exact=exact)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExactStep:
+    """The step of a kick-and-drift rule in ordinary floating point, made by `from_exact`.
+
+    Attributes:
+      exact: the rule.
+      step: `step(state, hparams, batch, key) -> state`.
+    """
+
+    exact: KickDrift
+    step: Callable[[KickDriftState, Hparams, Any, Array | None], KickDriftState]
+
+    def __call__(
+        self, state: KickDriftState, hparams: Hparams, batch: Any, key: Array | None
+    ) -> KickDriftState:
+        """Takes a step."""
+        return self.step(state, hparams, batch, key)
 
 
 def from_update(

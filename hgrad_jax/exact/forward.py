@@ -107,12 +107,12 @@ def first_hparams(trajectory: Trajectory, inputs: Inputs) -> Any:
     return hparams_of(trajectory, inputs.constants, jax.tree.map(lambda x: x[0], inputs.schedules))
 
 
-def batches(trajectory: Trajectory) -> Callable[[Any, Array], tuple[Any, Array | None]]:
-    """Returns `((data, key), t) -> batch, loss key`."""
+def batches(trajectory: Trajectory) -> Callable[[Any, Any, Array], tuple[Any, Array | None]]:
+    """Returns `(hparams, (data, key), t) -> batch, loss key`."""
 
-    def batch_at(where, t):
+    def batch_at(hparams, where, t):
         data, key = where
-        return batch_and_key(trajectory, data, key, t)
+        return batch_and_key(trajectory, hparams, data, key, t)
 
     return batch_at
 

@@ -29,8 +29,8 @@ from hgrad_jax.jaxprs import has_foreign_rule
 from hgrad_jax.trees import Layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
-BatchAndKey = Callable[[Any, Array], tuple[Batch, Array | None]]
-"""`(where, t) -> batch, key`, with data and key in the pytree `where`."""
+BatchAndKey = Callable[[Hparams, Any, Array], tuple[Batch, Array | None]]
+"""`(hparams, where, t) -> batch, key`, with data and key in the pytree `where`."""
 
 
 class Products(NamedTuple):
@@ -61,7 +61,7 @@ def gradient_at(
 
     Args:
       rule: the rule.
-      batch_and_key: `(where, t) -> batch, key`.
+      batch_and_key: `(hparams, where, t) -> batch, key`.
       params: positions, a pytree.
       hparams: hyperparameters of this step.
       where: data and key, a pytree.
@@ -71,7 +71,7 @@ def gradient_at(
     """
 
     def evaluate(params, hparams, where, t):
-        return rule.gradient(params, hparams, *batch_and_key(where, t))
+        return rule.gradient(params, hparams, *batch_and_key(hparams, where, t))
 
     return write_into(vector, isolate(evaluate, t)(params, hparams, where, t), like)
 
@@ -104,7 +104,7 @@ def products_at(
     direction = _direction(rule, hparams, t, like, view, slots, bars)
 
     def gradients(params, hparams, where, t):
-        return _gradients(rule, params, hparams, *batch_and_key(where, t))
+        return _gradients(rule, params, hparams, *batch_and_key(hparams, where, t))
 
     def along(tangent, function):
         return jax.jvp(lambda p: function(p, hparams, where, t), (params,), (tangent,))
@@ -122,7 +122,7 @@ def products_at(
         return Products(gradient, product, mixed)
 
     def estimate(params, hparams):
-        return ravel(rule.gradient(params, hparams, *batch_and_key(where, t)), like)
+        return ravel(rule.gradient(params, hparams, *batch_and_key(hparams, where, t)), like)
 
     _, pull = jax.vjp(estimate, params, hparams)
     params_bar, hparams_bar = pull(ravel(tangent, like))
@@ -190,6 +190,6 @@ def is_twice_forward(
         return False
 
     def at_step(params, hparams, where, t):
-        return loss(params, hparams, *batch_and_key(where, t))
+        return loss(params, hparams, *batch_and_key(hparams, where, t))
 
     return not has_foreign_rule(at_step, params, hparams, where, t)
