@@ -19,7 +19,6 @@ import numpy as np
 from hgrad_jax.guard import is_float
 from hgrad_jax.traced_once import TracedOnce, bound
 from hgrad_jax.trajectory import Extended, Inputs, Trajectory
-from hgrad_jax.types import Array
 
 
 def separate(inputs: Inputs, is_differentiated: Sequence[bool]) -> Inputs:

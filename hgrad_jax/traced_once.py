@@ -53,7 +53,7 @@ class TracedOnce:
       values: what is to stand in their places, None where they stand themselves.
     """
 
-    def __init__(self, function: Callable[..., Any], closed: list[Tracer]):
+    def __init__(self, function: Callable[..., Any], closed: list[Tracer]) -> None:
         self.function = function
         self.closed = closed
         self.values: tuple[Any, ...] = ()

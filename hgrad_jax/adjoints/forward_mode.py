@@ -200,7 +200,6 @@ def _run(trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
     Here those are arrays like the tangents, coefficients spread over weights, that every step
     would then read: 3 % of its time and 24 MB, for eight hyperparameters of 328,810 weights.
     """
-
     trajectory = opened(trajectory, inputs)
 
     def body(carry, t_and_slices):

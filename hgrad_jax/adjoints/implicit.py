@@ -296,9 +296,7 @@ class Implicit(Adjoint):
         params_bar = _differentiated_once(params_bar)
         rest = rest_of(trajectory, end, params, inputs)
         condition = self._condition(trajectory, inputs)
-        direction, solve = self.solver.solve(
-            self._product(trajectory, condition, rest), params_bar
-        )
+        direction, solve = self.solver.solve(self._product(trajectory, condition, rest), params_bar)
         residual = mean(
             self.batches,
             trajectory,

@@ -104,7 +104,11 @@ def products_at(
     direction = _direction(rule, hparams, t, like, view, slots, bars)
 
     def gradients(params, hparams, where, t):
-        return _gradients(rule, params, hparams, *batch_and_key(hparams, where, t))
+        def loss(params, hparams):
+            # The batch inside: where batch_fn closes over hyperparameters, it depends on them.
+            return scalar(rule.loss)(params, hparams, *batch_and_key(hparams, where, t))
+
+        return jax.grad(loss, argnums=(0, 1))(params, hparams)
 
     def along(tangent, function):
         return jax.jvp(lambda p: function(p, hparams, where, t), (params,), (tangent,))
@@ -167,13 +171,6 @@ def _direction(
     return lambda gradient: unravel(
         ravel(pull_kick(unravel(gradient, view), slot_bars), view), like
     )
-
-
-def _gradients(
-    rule: KickDrift, params: Params, hparams: Hparams, batch: Batch, key: Array | None
-) -> tuple[Params, Hparams]:
-    assert rule.loss is not None
-    return jax.grad(scalar(rule.loss), argnums=(0, 1))(params, hparams, batch, key)
 
 
 def is_twice_forward(
