@@ -150,7 +150,9 @@ def test_closed_over_data_cost_the_way_back_nothing():
 
     def temporary_bytes(is_closed):
         lowered = jax.jit(jax.grad(lambda r, d: value(r, d, is_closed))).lower
-        return lowered(0.1, (inputs, target)).compile().memory_analysis().temp_size_in_bytes
+        memory = lowered(0.1, (inputs, target)).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     assert temporary_bytes(True) < temporary_bytes(False) + inputs.nbytes // 10
 

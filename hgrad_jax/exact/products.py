@@ -106,6 +106,7 @@ def products_at(
     def gradients(params, hparams, where, t):
         def loss(params, hparams):
             # The batch inside: where batch_fn closes over hyperparameters, it depends on them.
+            assert rule.loss is not None
             return scalar(rule.loss)(params, hparams, *batch_and_key(hparams, where, t))
 
         return jax.grad(loss, argnums=(0, 1))(params, hparams)
