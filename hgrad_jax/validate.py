@@ -11,10 +11,11 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
-from hgrad_jax.functions import require_arrays, require_function, traced
+from hgrad_jax.first_step import explain, first_step
+from hgrad_jax.functions import require_arrays, require_function
 from hgrad_jax.guard import guarded
 from hgrad_jax.leaves import require_float
-from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
+from hgrad_jax.trajectory import Inputs, Trajectory, inputs
 from hgrad_jax.trees import where_no_prefix
 from hgrad_jax.types import Data, Hparams, Params, Transition, require_transition
 
@@ -130,17 +131,11 @@ def step(trajectory: Trajectory, params: Params, given: Inputs) -> None:
       ValueError: the state changes its structure, a shape or a dtype; `record` returns something
         other than floats.
     """
-
-    def first(params, given):
-        state = first_state(trajectory, params, given)
-        slices = jax.tree.map(lambda x: x[0], given.schedules)
-        after = float_step(
-            trajectory, state, given.constants, slices, given.data, given.key, jnp.int32(0)
-        )
-        return state, after, recorded(trajectory, after, given.data)
-
-    with traced("a step (loss, batch_fn, record, or a function of hparams)"):
-        state, after, trace = jax.eval_shape(first, params, given)
+    try:
+        state, after, trace = first_step(trajectory, params, given)
+    except Exception as error:
+        explain(error, trajectory, params, given)
+        raise
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but "
