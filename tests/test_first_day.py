@@ -25,6 +25,10 @@ def run(rule, hparams=HPARAMS, params=None, data=None, num_steps=3, **settings):
     return hg.unroll(rule, params, hparams, data, num_steps=num_steps, **settings)
 
 
+def quartic(params, hparams, batch, key):
+    return jnp.sum((params - 1.0) ** 4) + jnp.sum(jnp.cosh(params))
+
+
 def refused(error, *words):
     """Expects an error of one sentence that has these words, in this order."""
     return pytest.raises(error, match="(?s)" + ".*".join(re.escape(word) for word in words))
@@ -307,6 +311,11 @@ class TestLoops:
         assert bars[0] != 0
 
 
+plateau = functools.partial(optax.contrib.reduce_on_plateau, patience=1)
+zoom, backtracking = optax.scale_by_zoom_linesearch, optax.scale_by_backtracking_linesearch
+ASCENT, SEARCHED = optax.sgd(0.05), ["value", "grad", "value_fn"]
+
+
 class TestOptax:
     def test_a_raw_transformation_as_the_rule(self):
         for raw in (optax.adam(0.1), optax.identity(), optax.MultiSteps(optax.sgd(0.1), 2)):
@@ -326,3 +335,111 @@ class TestOptax:
         start = jnp.array([0.5, 0.5])
         update, _ = optimizer.update(jnp.array([1.0, -1.0]), optimizer.init(start), start)
         np.testing.assert_array_equal(start + update, [0.0, 1.0])
+
+    def test_a_function_of_optax_that_makes_one(self):
+        with refused(TypeError, "make_tx is optax's adam", "lambda hparams: optax.adam(hparams["):
+            hg.from_optax(optax.adam, square)
+
+    @pytest.mark.parametrize(
+        ("make_tx", "names"),
+        [
+            (lambda h: optax.polyak_sgd(max_learning_rate=h["rate"]), ["value"]),
+            (lambda h: optax.contrib.momo_adam(h["rate"]), ["value"]),
+            (lambda h: optax.chain(optax.sgd(h["rate"]), plateau()), ["value"]),
+            (lambda h: optax.contrib.sophia(h["rate"]), ["obj_fn"]),
+            (
+                lambda h: optax.contrib.sam(optax.sgd(h["rate"]), ASCENT, opaque_mode=True),
+                ["grad_fn"],
+            ),
+            (lambda h: optax.chain(optax.sgd(h["rate"]), zoom(5)), SEARCHED),
+            (lambda h: optax.chain(optax.sgd(h["rate"]), backtracking(5)), SEARCHED),
+        ],
+        ids=["polyak", "momo_adam", "plateau", "sophia", "sam", "zoom", "backtracking"],
+    )
+    def test_what_asks_for_the_loss_gets_it(self, make_tx, names):
+        """The end is optax's own, and the hypergradient that of differences."""
+        start = jnp.array([0.25, -0.5])
+
+        def by_hand(rate):
+            tx = optax.with_extra_args_support(make_tx({"rate": rate}))
+            extra = {
+                "value_fn": lambda p: quartic(p, None, None, None),
+                "obj_fn": lambda p: quartic(p, None, None, None),
+                "grad_fn": lambda p, i: jax.grad(quartic)(p, None, None, None),
+            }
+            params, state = start, tx.init(start)
+            for _ in range(4):
+                value, at = jax.value_and_grad(quartic)(params, None, None, None)
+                known = extra | {"value": value, "grad": at}
+                asked = {name: known[name] for name in names}
+                updates, state = tx.update(at, state, params, **asked)
+                params = optax.apply_updates(params, updates)
+            return jnp.sum(params**2)
+
+        def end(rate):
+            rule = hg.from_optax(make_tx, quartic)
+            out = run(rule, {"rate": rate}, start, num_steps=4, adjoint=hg.ForwardMode())
+            return jnp.sum(out.params**2)
+
+        value, bar = jax.jit(jax.value_and_grad(end))(0.02)
+        by_hand = jax.jit(by_hand)
+        np.testing.assert_allclose(value, by_hand(0.02), rtol=1e-5)
+        difference = (by_hand(0.021) - by_hand(0.019)) / 0.002
+        np.testing.assert_allclose(bar, difference, rtol=1e-2)
+
+    def test_lbfgs_searches_under_forward_mode_only(self):
+        rule = hg.from_optax(lambda hparams: optax.lbfgs(hparams["rate"]), quartic)
+
+        def end(rate, adjoint):
+            return jnp.sum(run(rule, {"rate": rate}, num_steps=2, adjoint=adjoint).params)
+
+        with refused(ValueError, "the optax transformation has a lax.while_loop", "ForwardMode()"):
+            jax.grad(end)(1.0, hg.Direct())
+        assert jnp.isfinite(jax.jit(jax.grad(lambda r: end(r, hg.ForwardMode())))(1.0))
+
+    def test_what_wraps_the_parameters_or_asks_for_more_is_refused_by_name(self):
+        def lookahead(hparams):
+            return optax.lookahead(optax.sgd(0.1), 3, 0.5)
+
+        with refused(TypeError, "optax's lookahead wraps the parameters"):
+            run(hg.from_optax(lookahead, square))
+
+        def asking(updates, state, params=None, *, temperature):
+            return updates, state
+
+        def custom(hparams):
+            return optax.GradientTransformationExtraArgs(optax.init_empty_state, asking)
+
+        with refused(TypeError, "asks for temperature, which is not handed over"):
+            run(hg.from_optax(custom, square))
+
+    def test_an_update_by_hand_has_no_loss(self):
+        rule = hg.from_optax(lambda hparams: optax.polyak_sgd(), square)
+        with refused(TypeError, "optax's scale_by_polyak asks for value", "by hand has no loss"):
+            rule.update(jnp.ones(2), jnp.ones(2), None, {})
+
+    def test_radam_is_right_in_forward_mode_and_flagged_in_reverse(self):
+        rule = hg.from_optax(lambda hparams: optax.radam(hparams["rate"]), quartic)
+        start = jnp.array([0.25, -0.5])
+
+        def objective(params, hparams, data):
+            return jnp.sum(params**2)
+
+        def found(rate, adjoint):
+            hparams, run = {"rate": rate}, {"num_steps": 20, "adjoint": adjoint}
+            return hg.value_and_hypergradient(objective, rule, start, hparams, None, **run)
+
+        with jax.enable_x64(True):
+            start = jnp.asarray(start, jnp.float64)
+            value = jax.jit(
+                lambda rate: objective(
+                    run(rule, {"rate": rate}, start, num_steps=20).params, None, None
+                )
+            )
+            difference = (value(0.02 + 1e-6) - value(0.02 - 1e-6)) / 2e-6
+            forward = jax.jit(lambda rate: found(rate, hg.ForwardMode()))(0.02)
+            reverse = jax.jit(lambda rate: found(rate, hg.Direct()))(0.02)
+        np.testing.assert_allclose(hg.check(forward).hparams["rate"], difference, rtol=1e-6)
+        assert jnp.isnan(reverse.hparams["rate"])
+        with pytest.raises(hg.HypergradientError, match=r"radam .*ForwardMode.* eps and eps_root"):
+            hg.check(reverse)

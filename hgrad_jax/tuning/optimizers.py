@@ -1,4 +1,4 @@
-"""Ready-made optimizers of hyperparameters, as optax transformations. Any other one serves too."""
+"""Ready-made optimizers of hyperparameters, as optax transformations. Others serve too."""
 
 from collections.abc import Callable
 from typing import Any
