@@ -69,7 +69,9 @@ def _explain_schedules(
     error: Exception, trajectory: Trajectory, params: Params, given: Inputs
 ) -> None:
     """Raises if the step goes well with what has a row for each step as a schedule."""
-    leaves = [c if s is None else s for c, s in zip(given.constants, given.schedules, strict=True)]
+    leaves: Any = [
+        c if s is None else s for c, s in zip(given.constants, given.schedules, strict=True)
+    ]
     hparams = jax.tree.unflatten(trajectory.treedef, leaves)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(hparams)]
     num_steps = trajectory.num_steps
