@@ -84,8 +84,11 @@ def check(info: Info) -> Info:
         _refuse(
             ~np.asarray(back.is_finite),
             "the hypergradient is infinite or NaN although the run is finite",
-            "either the outer loss is not differentiable where the run ends, or the run amplifies "
-            "perturbations beyond the floating-point range: shorten it or lower the learning rate",
+            "either the outer loss is not differentiable where the run ends, or the rule is not: "
+            "optax's radam takes the root of a negative number in a branch that is not taken (use "
+            "ForwardMode(), which passes it by), and its adam one of zero (give it eps and "
+            "eps_root, or use hg.adam); or the run amplifies perturbations beyond the "
+            "floating-point range: shorten it or lower the learning rate",
         )
     if isinstance(info, MetaSteps):
         _refuse(

@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
 from hgrad_jax.types import Array, Params
+from hgrad_jax.while_loops import LOSS, marked_jaxpr
 
 FEW_CHANNELS = 8
 """Up to as many, merged convolutions are faster: so measured on a CPU, for 3x3 kernels."""
@@ -37,7 +38,7 @@ def value_and_slope(
     >>> value_and_slope(lambda w: jnp.sum(w**2), jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0]))
     (Array(5., dtype=float32), Array(2., dtype=float32))
     """
-    closed = jax.make_jaxpr(function)(params)
+    closed = marked_jaxpr(jax.make_jaxpr(function)(params), LOSS)
     primals, tangents = _evaluate(
         closed.jaxpr, closed.consts, jax.tree.leaves(params), jax.tree.leaves(direction)
     )

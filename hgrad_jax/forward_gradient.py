@@ -16,6 +16,7 @@ from hgrad_jax.dual import value_and_slope
 from hgrad_jax.elementary.gradients import GradientProvider, scalar
 from hgrad_jax.functions import as_int
 from hgrad_jax.types import Array, Params
+from hgrad_jax.while_loops import LOSS, marked
 
 DIRECTION_ROLE = 0x0D12EC70
 """What a step's key is folded with; large, since a loss may number its layers from 0."""
@@ -91,6 +92,7 @@ def _estimate(
         v = jax.tree.map(lambda x: x[0], drawn)
         _, slope = value_and_slope(function, params, v)
         return jax.tree.map(lambda x: slope.astype(x.dtype) * x, v)
+    function = marked(function, LOSS)
     # Mapped over directions only, so the loss itself is evaluated once.
     slopes = jax.vmap(lambda v: jax.jvp(function, (params,), (v,))[1])(drawn)
     return jax.tree.map(lambda x: jnp.tensordot(slopes.astype(x.dtype) / count, x, 1), drawn)
@@ -105,6 +107,7 @@ def _tensor_by_tensor(
 ) -> Params:
     """Returns the estimate whose tensors were each moved alone."""
     leaves, treedef = jax.tree.flatten(params)
+    function = marked(function, LOSS)
     estimates = []
     for j, leaf in enumerate(leaves):
         drawn = directions.draw(jax.random.fold_in(key, j), leaf, count)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 Array = jax.Array
 
@@ -83,6 +84,11 @@ def require_transition(value: Any) -> None:
     Raises:
       TypeError: it is none.
     """
+    if isinstance(value, optax.GradientTransformation | optax.MultiSteps):
+        raise TypeError(
+            "transition is an optax transformation, which has no loss; make a rule of it: "
+            'hg.from_optax(lambda hparams: optax.adam(hparams["learning_rate"]), loss).'
+        )
     if not isinstance(value, Transition):
         raise TypeError(
             f"transition is {value!r}; build one with hg.momentum(loss), hg.adam(loss), ..."

@@ -11,9 +11,11 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
-from hgrad_jax.functions import is_array, require_arrays, require_function, traced
+from hgrad_jax.first_step import explain, first_step
+from hgrad_jax.functions import require_arrays, require_function
 from hgrad_jax.guard import guarded
-from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_step, inputs, recorded
+from hgrad_jax.leaves import require_float
+from hgrad_jax.trajectory import Inputs, Trajectory, inputs
 from hgrad_jax.trees import where_no_prefix
 from hgrad_jax.types import Data, Hparams, Params, Transition, require_transition
 
@@ -22,27 +24,14 @@ def floating(tree: Any, name: str) -> Any:
     """Returns the tree with Python numbers made arrays, if it holds floating-point numbers only.
 
     Raises:
-      TypeError: a leaf is not floating point.
+      TypeError: a leaf is not floating point; see `leaves`.
       ValueError: there is no leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves and name == "params":
         raise ValueError("params is an empty tree; there is nothing to train.")
     for path, leaf in leaves:
-        if not is_array(leaf):
-            where = name + jax.tree_util.keystr(path)
-            raise TypeError(
-                f"{where} is {leaf!r}, not an array of floats; keep such settings out of {name}."
-            )
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            where = name + jax.tree_util.keystr(path)
-            way_out = (
-                "write 1.0 for 1, or pass integers through data"
-                if name == "hparams"
-                else "convert it to float32"
-            )
-            raise TypeError(f"{where} has dtype {dtype}, which has no derivative; {way_out}.")
+        require_float(leaf, name + jax.tree_util.keystr(path))
     return jax.tree.map(jnp.asarray, tree)
 
 
@@ -142,17 +131,11 @@ def step(trajectory: Trajectory, params: Params, given: Inputs) -> None:
       ValueError: the state changes its structure, a shape or a dtype; `record` returns something
         other than floats.
     """
-
-    def first(params, given):
-        state = first_state(trajectory, params, given)
-        slices = jax.tree.map(lambda x: x[0], given.schedules)
-        after = float_step(
-            trajectory, state, given.constants, slices, given.data, given.key, jnp.int32(0)
-        )
-        return state, after, recorded(trajectory, after, given.data)
-
-    with traced("a step (loss, batch_fn, record, or a function of hparams)"):
-        state, after, trace = jax.eval_shape(first, params, given)
+    try:
+        state, after, trace = first_step(trajectory, params, given)
+    except Exception as error:
+        explain(error, trajectory, params, given)
+        raise
     if jax.tree.structure(after) != jax.tree.structure(state):
         raise ValueError(
             f"transition.step returned a state of structure {jax.tree.structure(after)}, but "

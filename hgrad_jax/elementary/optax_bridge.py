@@ -1,4 +1,4 @@
-"""Any optax transformation as a differentiable update rule."""
+"""Transformations of optax as differentiable update rules."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,8 +6,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from hgrad_jax.elementary.gradients import GradientProvider, backpropagation, gradient_from
+from hgrad_jax.elementary.gradients import (
+    GradientProvider,
+    backpropagation,
+    gradient_from,
+    scalar,
+)
 from hgrad_jax.elementary.kick_drift import floats, require_like
+from hgrad_jax.elementary.optax_update import initial_slots, updated
+from hgrad_jax.elementary.source import of_optax
 from hgrad_jax.functions import require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
 
@@ -36,9 +43,17 @@ def from_optax(
 
     The transformation is made anew at every step, from the hyperparameters of that step; it costs
     nothing, since all of it is traced. Schedules go into `hparams` (`hparams_axes`), not into the
-    transformation, though those work too. Not reversible. The derivatives are those of optax's
-    formulas, infinite ones included: `optax.adam` has a NaN hypergradient where a gradient is
-    exactly zero, unless `eps_root` is positive; `adam` has not.
+    transformation, though those work too. Not reversible.
+
+    What a transformation asks for is handed over: the loss's `value`, its `grad`, `value_fn` or
+    `obj_fn(params)`, and `grad_fn(params, i)`, all of this step's batch and key. Line searches
+    (`optax.lbfgs`) are loops, which only `ForwardMode()` goes through. What wraps the parameters
+    (`optax.lookahead`), or asks for something else, is refused by name.
+
+    The derivatives are those of optax's formulas, infinite ones included: `optax.adam` has a NaN
+    hypergradient where a gradient is exactly zero, unless `eps_root` is positive; `adam` has not.
+    `optax.radam` takes the root of a negative number in the branch of its first steps that is not
+    taken, so that reverse modes are NaN: `ForwardMode()`, which leaves that branch out, is right.
 
     Args:
       make_tx: `make_tx(hparams) -> optax.GradientTransformation`, pure. The shape of its state must
@@ -51,7 +66,8 @@ def from_optax(
       A Transition whose state is an OptaxState.
 
     Raises:
-      TypeError: at the first step, `make_tx` did not return a transformation.
+      TypeError: `make_tx` is optax's own function; or at the first step, it did not return a
+        transformation, or one that cannot be served.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, hgrad_jax as hg
@@ -71,6 +87,11 @@ def from_optax(
         "a function that returns an optax transformation, such as lambda hparams: "
         "optax.sgd(hparams['learning_rate'])",
     )
+    if (name := of_optax(make_tx)) is not None:
+        raise TypeError(
+            f"make_tx is optax's {name}, but is called as make_tx(hparams); pass a function of "
+            f'hparams, lambda hparams: optax.{name}(hparams["learning_rate"]).'
+        )
     gradient_at = gradient_from(gradient, loss)
 
     def made(hparams: Hparams) -> optax.GradientTransformation:
@@ -84,7 +105,7 @@ def from_optax(
         return tx
 
     def init(params: Params, hparams: Hparams) -> OptaxState:
-        return OptaxState(params, made(hparams).init(params), jnp.int32(0))
+        return OptaxState(params, initial_slots(made(hparams), params), jnp.int32(0))
 
     def update(
         params: Params, gradient: Params, slots: Any, hparams: Hparams, count: int = 0
@@ -93,14 +114,24 @@ def from_optax(
         params, gradient = floats(params, "params"), floats(gradient, "gradient")
         require_like(gradient, params, "gradient")
         tx = made(hparams)
-        slots = tx.init(params) if slots is None else slots
-        updates, slots = tx.update(gradient, slots, params)
-        return optax.apply_updates(params, updates), slots
+        slots = initial_slots(tx, params) if slots is None else slots
+        return updated(tx, gradient, slots, params, {})
 
     def step(state: OptaxState, hparams: Hparams, batch: Batch, key: Array | None) -> OptaxState:
         at = floats(gradient_at(state.params, hparams, batch, key), "the gradient")
         require_like(at, state.params, "the gradient")
-        params, opt_state = update(state.params, at, state.opt_state, hparams)
+
+        def value_at(params: Params) -> Array:
+            return scalar(loss)(params, hparams, batch, key)
+
+        offered = {
+            "value": lambda: value_at(state.params),
+            "grad": lambda: at,
+            "value_fn": lambda: value_at,
+            "obj_fn": lambda: value_at,
+            "grad_fn": lambda: lambda params, i: gradient_at(params, hparams, batch, key),
+        }
+        params, opt_state = updated(made(hparams), at, state.opt_state, state.params, offered)
         return OptaxState(params, opt_state, state.count + 1)
 
     return Transition(

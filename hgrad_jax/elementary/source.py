@@ -1,7 +1,11 @@
 """Where an update rule finds its hyperparameters."""
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from hgrad_jax.types import Hparams
 
@@ -34,12 +38,67 @@ def read(source: Source, hparams: Hparams) -> Any:
     """Returns the value of a source: a tree prefix of the parameters.
 
     Raises:
-      TypeError: it is a string or None.
+      TypeError: it is a string or None, a schedule of optax, or a function that fails when it is
+        called with hparams, as functions of the step do.
     """
-    value = source(hparams) if callable(source) else source
+    value = _called(source, hparams) if callable(source) else source
     if value is None or isinstance(value, str):
         raise TypeError(
             f"a hyperparameter of the rule is {value!r}; pass a number, or a function of hparams, "
             'such as hg.field("learning_rate").'
         )
     return value
+
+
+def of_optax(function: Any) -> str | None:
+    """Returns the name by which optax makes a function, or None if it is not optax's.
+
+    >>> import optax
+    >>> of_optax(optax.cosine_decay_schedule(0.1, 10)), of_optax(optax.adam), of_optax(field("a"))
+    ('cosine_decay_schedule', 'adam', None)
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    module, name = (getattr(function, key, None) or "" for key in ("__module__", "__qualname__"))
+    return name.partition(".")[0] if module.partition(".")[0] == "optax" else None
+
+
+def _called(function: Callable[[Hparams], Any], hparams: Hparams) -> Any:
+    schedule = of_optax(function)
+    if schedule is not None:  # which computes something of hparams that are one array, too
+        raise TypeError(
+            f"a hyperparameter of the rule is optax's {schedule}, a function of the step, but is "
+            f"called with hparams; {_WAY_OUT}."
+        )
+    try:
+        return function(hparams)
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ):  # TypeErrors too, but of a function of hparams
+        raise
+    except (TypeError, AttributeError, LookupError) as error:
+        is_dict = isinstance(hparams, Mapping)
+        what = f"a dict of {list(hparams)}" if is_dict else f"a {type(hparams).__name__}"
+        raise TypeError(
+            f"a hyperparameter of the rule is {_shown(function)}, which is called with hparams "
+            f"({what}), not with the step, and failed ({type(error).__name__}: {error}); pass a "
+            f'function of hparams, such as hg.field("learning_rate"); {_WAY_OUT}.'
+        ) from error
+
+
+_WAY_OUT = (
+    "a schedule is an entry of hparams, jnp.array([schedule(t) for t in range(num_steps)]), "
+    "with 0 for it in hparams_axes"
+)
+
+
+def _shown(function: Any) -> str:
+    """Returns what a function is called, and where it is written if that is known."""
+    name = getattr(function, "__qualname__", None)
+    code = getattr(function, "__code__", None)
+    if name is None:
+        return repr(function)
+    where = f" of {os.path.basename(code.co_filename)}:{code.co_firstlineno}" if code else ""
+    return name.rpartition("<locals>.")[2] + where

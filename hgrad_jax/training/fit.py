@@ -146,9 +146,9 @@ def fit(
     parts = {name: data for name, data in parts.items() if metrics and data is not None}
     given = inputs(trajectory, hparams, train, key)
     first = in_epoch(trajectory, epoch_hparams, jnp.int32(0))
-    validate.step(first, params, given)
+    whole = first._replace(num_steps=num_epochs * length)
+    validate.step(whole, params, given)
     if hparams_axes is None:
-        whole = first._replace(num_steps=num_epochs * length)
         validate.no_forgotten_schedule(whole, params, hparams, given)
     measure = Measure(metrics and jax.jit(metrics), parts, metrics_args)
     names = measure.names(params)

@@ -1,4 +1,4 @@
-"""Ready-made optimizers of hyperparameters, as optax transformations. Any other one serves too."""
+"""Ready-made optimizers of hyperparameters, as optax transformations. Others serve too."""
 
 from collections.abc import Callable
 from typing import Any
@@ -91,9 +91,10 @@ def projected(
     The last addition rounds: h' may be one unit of the last place outside.
 
     Args:
-      optimizer: any optax transformation, whose state is kept as it is.
+      optimizer: an optax transformation, whose state is kept as it is.
       projection: `projection(hparams) -> hparams`, of the whole tree: one of `optax.projections`,
-        or any function. The hyperparameters a tuning starts from are not projected.
+        its other arguments given by `functools.partial`, or any function. The hyperparameters a
+        tuning starts from are not projected.
 
     Raises:
       TypeError: the optimizer is no optax transformation, or the projection is no function.
@@ -115,7 +116,10 @@ def projected(
             "optax.adam(0.1)."
         )
     require_function(
-        projection, "projection(hparams)", "one such as optax.projections.projection_hypercube"
+        projection,
+        "projection(hparams)",
+        "a function of the hyperparameters alone, its bounds given: "
+        "functools.partial(optax.projections.projection_box, lower=0.0, upper=1.0)",
     )
     inner = optax.with_extra_args_support(optimizer)
 
