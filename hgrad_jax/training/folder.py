@@ -84,7 +84,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process while the context lasts; the folder is made if need be.
 
     The system frees the lock with the process that has it, however that ends: one that died never
-    blocks. The file `.lock`, in which the process's number is, stays. A folder that may only be
+    blocks, though its file `.lock`, in which its number is, may stay. A folder that may only be
     read is read without a lock.
 
     Raises:
@@ -92,24 +92,41 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        file = _opened_and_locked(folder)
+    if file is None:
+        yield
+        return
+    _HELD.add(file)
+    try:
+        with contextlib.suppress(OSError):  # the number is for the message alone
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            (folder / LOCK).unlink()
+        _HELD.discard(file)
+        os.close(file)
+
+
+def _opened_and_locked(folder: Path) -> int | None:
+    """Returns the open file of the lock; None where the folder may only be read."""
+    while True:
         try:
             file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | PLAIN, 0o666)
         except OSError as error:
             if error.errno not in FORBIDDEN:
                 raise
-            file = None
-    if file is None:
-        yield
-        return
-    try:
-        _lock(file, folder)
-        with contextlib.suppress(OSError):  # the number is for the message alone
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-        _HELD.add(file)
-        yield
-    finally:
-        _HELD.discard(file)
+            return None
+        try:
+            _lock(file, folder)
+            # Who had it may have removed it since it was opened; then it locks nothing.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.stat(folder / LOCK)):
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
         os.close(file)
 
 
