@@ -22,7 +22,7 @@ from hgrad_jax import processes
 from hgrad_jax.digest import digest, plain
 from hgrad_jax.files import write_whole
 from hgrad_jax.functions import positive_int
-from hgrad_jax.training.folder import CheckpointError, locked, told, unusable
+from hgrad_jax.training.folder import CheckpointError, last_checkpoint, locked, told, unusable
 from hgrad_jax.types import Params, State
 
 FORMAT = 2
@@ -127,8 +127,13 @@ class Store:
     def _open(self, keep: int) -> None:
         with contextlib.ExitStack() as opened:
             opened.enter_context(locked(self.folder))
-            with told(self.folder):
+            last = last_checkpoint(self.folder)
+            if last is not None:
+                self._require_whole(last)
+            try:
                 self._manager = _manager(self.folder, keep)
+            except Exception as error:  # it parses what is there
+                raise unusable(self.folder, error) from error
             opened.callback(self._manager.close)
             self._opened = opened.pop_all()
 
@@ -216,7 +221,6 @@ class Store:
 
         assert self._manager is not None
         try:
-            _require_whole(self.folder / str(epoch))
             found = self._manager.restore(
                 epoch,
                 args=ocp.args.Composite(
@@ -232,11 +236,32 @@ class Store:
             about, arrays = {}, {}
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if problem is not None:
-            raise CheckpointError(
-                f"the checkpoint {self.folder / str(epoch)} is damaged ({problem}); delete it to "
-                "go on from the one before, or the whole folder to start anew."
-            )
+            raise self._damaged(epoch, problem)
         return about, arrays
+
+    def _require_whole(self, epoch: int) -> None:
+        """Raises if a file of a checkpoint is not the one that was written; before orbax sees any.
+
+        Orbax reads files side by side: after the first error the other reads would go on in a loop
+        that is closed, and say so where nobody asked. A kill right after orbax has finished leaves
+        no hashes; then the digest of the whole alone is compared.
+
+        Raises:
+          CheckpointError: it is not.
+        """
+        step = self.folder / str(epoch)
+        try:
+            problem = _difference(step) if (step / HASHES).exists() else None
+        except (OSError, ValueError) as error:
+            problem = f"{HASHES} cannot be read: {type(error).__name__}"
+        if problem is not None:
+            raise self._damaged(epoch, problem)
+
+    def _damaged(self, epoch: int, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint {self.folder / str(epoch)} is damaged ({problem}); delete it to go on "
+            "from the one before, or the whole folder to start anew."
+        )
 
 
 def _manager(folder: Path, keep: int) -> Any:
@@ -267,25 +292,15 @@ def _hashes(step: Path) -> dict[str, str]:
     }
 
 
-def _require_whole(step: Path) -> None:
-    """Raises if a file of a checkpoint is not the one that was written.
-
-    Orbax reads files side by side: after the first error the other reads would go on in a loop that
-    is closed, and say so where nobody asked. A kill right after orbax has finished leaves no
-    hashes; then the digest of the whole alone is compared.
-
-    Raises:
-      ValueError: it is not.
-    """
-    if not (step / HASHES).exists():
-        return
+def _difference(step: Path) -> str | None:
+    """Returns which file of a checkpoint is not the one that was written; None if all are."""
     wanted, found = json.loads((step / HASHES).read_bytes()), _hashes(step)
     if not isinstance(wanted, dict):
-        raise ValueError(f"{HASHES} holds no hashes")
+        return f"{HASHES} holds no hashes"
     differ = [name for name in wanted if wanted[name] != found.get(name)]
-    if differ:
-        state = "is another" if differ[0] in found else "is missing"
-        raise ValueError(f"its file {differ[0]} {state}")
+    if not differ:
+        return None
+    return f"its file {differ[0]} is {'another' if differ[0] in found else 'missing'}"
 
 
 def _digest_of(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
