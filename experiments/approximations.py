@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 
 import hgrad_jax as hg
 from experiments import rescaled_mlp
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import DataUnavailableError, minibatches
+from hgrad_jax.files import write_figures
 
 LOG_PENALTY = -7.0
 
@@ -141,8 +142,7 @@ def draw(comparisons: Sequence[hg.Comparison], path: Path) -> None:
         )
     panels[0].set_ylabel("cosine with the exact hypergradient")
     figure.legend(list(lines.values()), list(lines), fontsize=8, loc="outside right center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figures(path.parent, {path.stem: figure}, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> list[hg.Comparison]:
@@ -175,4 +175,4 @@ def main(argv: Sequence[str] | None = None) -> list[hg.Comparison]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

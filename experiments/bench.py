@@ -28,7 +28,7 @@ import hgrad_jax as hg
 from experiments.bench_cases import PROBLEMS, make_problem
 from experiments.bench_programs import ISOLATED, PLAIN, PRODUCTS, RIVALS, programs
 from experiments.bench_report import print_summary, print_table
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import DataUnavailableError
 
 CASES = ("softmax-100", "mlp-100", "mlp-1000", "mlp-10000", "cnn-1000", "adam-1000")
@@ -200,4 +200,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

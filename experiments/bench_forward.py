@@ -19,7 +19,7 @@ import jax
 
 import hgrad_jax as hg
 from experiments.bench_cases import Problem, make_problem
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.diagnostics.text_table import aligned
 
 BACKPROPAGATION = "backpropagation"
@@ -139,4 +139,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 
 import hgrad_jax as hg
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import load_digits, minibatches
 from hgrad_jax.diagnostics.text_table import aligned
 from hgrad_jax.models import MLP, cross_entropy
@@ -161,4 +161,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -15,13 +15,17 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from hgrad_jax.files import append_line
+from hgrad_jax.training.folder import CheckpointError
+from hgrad_jax.training.interruption import Interrupted, interruption
 
 C = TypeVar("C")
 PACKAGES = ("hgrad_jax", "jax", "jaxlib", "numpy", "optax", "flax")
@@ -114,12 +118,29 @@ def write_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> 
       path: the file; it and its folder are made if need be.
       record: JSON values, arrays, paths, and containers of them.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(Path(path), json.dumps(_plain(record), allow_nan=False))
+
+
+def script(main: Callable[[], Any]) -> None:
+    """Runs a program; Ctrl-C, SIGTERM, and files that cannot be written end it with a sentence.
+
+    Raises:
+      SystemExit: 130 after Ctrl-C and 143 after SIGTERM, as shells count; 1 with the sentence.
+    """
+    try:
+        with interruption(lambda: _INTERRUPTED):
+            main()
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(128 + error.signum)
+    except (OSError, CheckpointError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+_INTERRUPTED = (
+    "interrupted; what has been written is whole, and the same command goes on from it where the "
+    "experiment keeps records, and else begins anew."
+)
 
 
 class _HelpFormatter(argparse.HelpFormatter):

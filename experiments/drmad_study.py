@@ -34,7 +34,7 @@ from experiments import drmad_study_back as back
 from experiments import drmad_study_paths as paths
 from experiments import drmad_study_report as report
 from experiments import drmad_study_tuning as tuning
-from experiments.common import environment, parse, write_json_line
+from experiments.common import environment, parse, script, write_json_line
 from experiments.drmad_study_config import Config
 from experiments.drmad_study_problem import start
 from experiments.drmad_study_records import journal
@@ -112,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -26,9 +26,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import hgrad_jax as hg
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import Dataset, DataUnavailableError, Splits, load, shuffled
 from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.files import write_figures
 from hgrad_jax.models import (
     CNN,
     activity_forward_gradient,
@@ -237,8 +238,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figures(path.parent, {path.stem: figure}, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -267,4 +267,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -30,7 +30,7 @@ import numpy as np
 
 import hgrad_jax as hg
 from experiments import forward_reverse_report as report
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from experiments.forward_reverse_problem import (
     Data,
     Problem,
@@ -45,8 +45,8 @@ from experiments.forward_reverse_problem import (
 )
 from experiments.forward_reverse_real_time import real_time
 from hgrad_jax.data import DataUnavailableError, minibatches
+from hgrad_jax.files import write_figures
 from hgrad_jax.models import classification_metrics
-from hgrad_jax.tuning.records import write_figures
 
 MODES = ("forward", "reverse", "checkpointed", "reversible")
 LEADER = "reverse"
@@ -266,4 +266,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

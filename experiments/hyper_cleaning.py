@@ -33,7 +33,7 @@ from rich.console import Console
 import hgrad_jax as hg
 from experiments import hyper_cleaning_report as report
 from experiments import hyper_cleaning_tuning as tuning
-from experiments.common import environment, parse, write_json_line
+from experiments.common import environment, parse, script, write_json_line
 from experiments.hyper_cleaning_accuracy import accuracies
 from experiments.hyper_cleaning_config import Config
 from experiments.hyper_cleaning_problem import load_data
@@ -142,4 +142,4 @@ def _compared(hypergradient: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,6 +1,5 @@
 """The tables and the figures of `hyper_cleaning`."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from hgrad_jax.tuning.records import write_whole
+from hgrad_jax.files import write_figures
 
 ROWS, COLUMNS = 4, 10
 NOTHING, WITH_VALIDATION = "none", ", with validation"
@@ -132,10 +131,7 @@ def draw_found(
 
 def write(folder: Path, figures: Mapping[str, Figure]) -> None:
     """Writes each figure as NAME.png, whole."""
-    for name, figure in figures.items():
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=120)
-        write_whole(folder / f"{name}.png", image.getvalue())
+    write_figures(folder, figures, dpi=120)
 
 
 def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:

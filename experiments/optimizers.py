@@ -29,7 +29,7 @@ from rich.console import Console
 
 import hgrad_jax as hg
 from experiments import optimizers_report as report
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import (
     Dataset,
     DataUnavailableError,
@@ -38,6 +38,7 @@ from hgrad_jax.data import (
     shuffled,
     validate_examples,
 )
+from hgrad_jax.files import write_figures
 from hgrad_jax.models import MLP, classification_loss, classification_metrics
 from hgrad_jax.models.initializers import scaled_normal
 
@@ -234,7 +235,7 @@ def run(config: Config, parts: Splits, console: Console) -> list[dict[str, Any]]
         write_json_line(Path(config.out) / "result.jsonl", record)
         figure = Path(config.out) / f"{study}.png"
         title = title_of(config, parts, study)
-        report.draw(runs, title).savefig(figure, dpi=120)
+        write_figures(figure.parent, {figure.stem: report.draw(runs, title)}, dpi=120)
         report.print_table(console, runs, title)
         console.print(f"record and figure: {config.out}/result.jsonl, {figure}\n")
         records.append(record)
@@ -260,4 +261,4 @@ def _first(data: Dataset, count: int | None) -> Dataset:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

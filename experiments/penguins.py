@@ -26,7 +26,7 @@ import numpy as np
 
 import hgrad_jax as hg
 from experiments import penguins_report as report
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from experiments.penguins_problem import (
     METHODS,
     TASKS,
@@ -178,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: it needs no display and keeps no global state
 
 from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.files import write_figures
 
 
 def table(records: Sequence[dict[str, Any]], num_seeds: int) -> str:
@@ -88,5 +89,4 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
                     axes.set_ylim(0.03, 30)  # some diverge
     panels[0, 0].legend(fontsize=8)
     panels[0, 1].set_title(f"{records[0]['model']}: medians; a dot where half of the seeds stopped")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    write_figures(path.parent, {path.stem: figure}, dpi=130)

@@ -32,7 +32,7 @@ from rich.console import Console
 
 import hgrad_jax as hg
 from experiments import tune_digits_report as report
-from experiments.common import environment, option, parse, write_json_line
+from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import DataUnavailableError, load, split, with_replacement
 from hgrad_jax.models import MLP, cross_entropy, error_rate
 
@@ -268,4 +268,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
+from hgrad_jax.files import write_figures
+
 
 def print_table(console: Console, result: dict[str, Any], num_runs: int) -> None:
     """Prints what was gained, and what a meta-step cost."""
@@ -52,11 +54,13 @@ def draw(folder: Path, losses: np.ndarray, first: dict[str, Any], last: dict[str
       first: hyperparameters before the tuning.
       last: hyperparameters after it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     first, last = jax.device_get((first, last))
-    _validation_loss(losses).savefig(folder / "validation_loss.png", dpi=120)
-    _learning_rate(first, last).savefig(folder / "learning_rate.png", dpi=120)
-    _regularization(first, last).savefig(folder / "regularization.png", dpi=120)
+    figures = {
+        "validation_loss": _validation_loss(losses),
+        "learning_rate": _learning_rate(first, last),
+        "regularization": _regularization(first, last),
+    }
+    write_figures(folder, figures, dpi=120)
 
 
 def _validation_loss(losses: np.ndarray) -> Figure:

@@ -28,7 +28,7 @@ from jax import Array
 
 import hgrad_jax as hg
 from experiments import usps_backprop_report as report
-from experiments.common import environment, parse, write_json_line
+from experiments.common import environment, parse, script, write_json_line
 from experiments.usps_backprop_config import Config
 from experiments.usps_backprop_problem import (
     Data,
@@ -165,4 +165,4 @@ def main(argv: Sequence[str] | None = None) -> hg.Sweep:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure  # not pyplot: it needs no display and keep
 import hgrad_jax as hg
 from experiments.usps_backprop_problem import NUM_CLASSES
 from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.files import write_figures
 
 PARTS = ("train", "validation", "test")
 MEASURES = ("loss", "classification_loss", "error")
@@ -34,7 +35,6 @@ def table(found: hg.Sweep) -> str:
 
 def draw(found: hg.Sweep, out: Path) -> list[Path]:
     """Writes `heat_map.png` and `curves.png`, both for each weight decay, and returns where."""
-    out.mkdir(parents=True, exist_ok=True)
     decays = sorted(set(found.values("weight_decay")))
     names = [f"_weight_decay_{x:g}" for x in decays] if len(decays) > 1 else [""]
     return [
@@ -51,7 +51,7 @@ def _draw_one(part: hg.Sweep, out: Path, name_of_part: str) -> list[Path]:
     )
     axes = figure.subplots()
     part.plot_heat_map("learning_rate", "momentum", "validation.classification_loss", axes=axes)
-    figure.savefig(paths[0], dpi=150)
+    write_figures(out, {paths[0].stem: figure}, dpi=150)
 
     figure = Figure(figsize=(13, 5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("train", "validation"), strict=True):
@@ -60,5 +60,5 @@ def _draw_one(part: hg.Sweep, out: Path, name_of_part: str) -> list[Path]:
         axes.set(ylim=(0, 1.2 * chance), ylabel="classification loss in nats", title=name)
         if name == "train":
             axes.get_legend().remove()
-    figure.savefig(paths[1], dpi=150)
+    write_figures(out, {paths[1].stem: figure}, dpi=150)
     return paths

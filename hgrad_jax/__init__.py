@@ -78,11 +78,12 @@ from hgrad_jax.linear_solvers import Neumann as Neumann
 from hgrad_jax.moments import Moments as Moments
 from hgrad_jax.moments import mean_and_spread as mean_and_spread
 from hgrad_jax.polyline import Clip as Clip
-from hgrad_jax.training.checkpoints import CheckpointError as CheckpointError
 from hgrad_jax.training.checkpoints import Checkpoints as Checkpoints
 from hgrad_jax.training.fit import fit as fit
+from hgrad_jax.training.folder import CheckpointError as CheckpointError
 from hgrad_jax.training.grid import grid as grid
 from hgrad_jax.training.history import History as History
+from hgrad_jax.training.interruption import Interrupted as Interrupted
 from hgrad_jax.training.run import Fit as Fit
 from hgrad_jax.training.stopping import Best as Best
 from hgrad_jax.training.stopping import EarlyStopping as EarlyStopping

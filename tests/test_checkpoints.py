@@ -72,8 +72,6 @@ class TestStore:
         shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp-17")
         assert_same(read(folder), snapshot(2))
 
-    # Reads of the other files go on after the first has failed, and find nobody waiting for them.
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("damage", ["flipped", "cut", "deleted"])
     def test_no_damage_goes_unnoticed(self, damage, written, tmp_path):
         """Whatever file is damaged, it is told, or the numbers of a whole checkpoint come back."""

@@ -1,9 +1,11 @@
 """Checkpoints of a training, from which it goes on bit for bit; written by orbax, atomically.
 
 A checkpoint holds the state, the best parameters, the history, a fingerprint of the run, and a
-digest of all that. Orbax is imported when a checkpoint is written or sought.
+digest of all that; beside what orbax wrote are the hashes of its files, so that none that is
+damaged is ever parsed. Orbax is imported when a checkpoint is written or sought.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,14 +20,13 @@ import numpy as np
 
 from hgrad_jax import processes
 from hgrad_jax.digest import digest, plain
+from hgrad_jax.files import write_whole
 from hgrad_jax.functions import positive_int
+from hgrad_jax.training.folder import CheckpointError, last_checkpoint, locked, told, unusable
 from hgrad_jax.types import Params, State
 
 FORMAT = 2
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, or of another run; the message says which and what to do."""
+HASHES = "sha256.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Checkpoints:
 
     A run that was killed at any moment and is started again with the same arguments ends with the
     same bits as one that never was, on the same machine and versions. `num_epochs` alone may be
-    larger than before: a run is lengthened so. The last epoch of a call is always written.
+    larger than before: a run is lengthened so. The last epoch of a call is always written,
+    also where Ctrl-C or SIGTERM makes it the last. One process at a time uses a folder; a second
+    one is refused.
 
     Attributes:
       folder: of this run alone; made if need be.
@@ -96,6 +99,7 @@ class Store:
 
     Raises:
       ValueError: the processes have different runs.
+      CheckpointError: another process uses the folder, or it cannot be used.
     """
 
     def __init__(
@@ -108,22 +112,41 @@ class Store:
         if is_shared:
             processes.require_same(fingerprint)
         self._manager = None
-        if not is_shared or processes.is_first():
-            self._manager = _manager(self.folder, choice.keep)
+        self._opened = contextlib.ExitStack()
+        if is_shared:
+            processes.from_first(lambda: self._open(choice.keep))
+        else:
+            self._open(choice.keep)
 
     def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._manager is not None:
-            self._manager.close()
+        self._opened.close()
+
+    def _open(self, keep: int) -> None:
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(locked(self.folder))
+            last = last_checkpoint(self.folder)
+            if last is not None:
+                self._require_whole(last)
+            try:
+                self._manager = _manager(self.folder, keep)
+            except Exception as error:  # it parses what is there
+                raise unusable(self.folder, error) from error
+            opened.callback(self._manager.close)
+            self._opened = opened.pop_all()
 
     def run(self) -> str:
         """Returns a digest of the fingerprint."""
         return hashlib.sha256(json.dumps(self._fingerprint, sort_keys=True).encode()).hexdigest()
 
     def write(self, epoch: int, snapshot: Snapshot) -> None:
-        """Writes the checkpoint of an epoch; on return it is on the disk, whole."""
+        """Writes the checkpoint of an epoch; on return it is on the disk, whole.
+
+        Raises:
+          CheckpointError: the folder cannot be written; those before are whole.
+        """
         if self._manager is None:
             return
         import orbax.checkpoint as ocp
@@ -139,13 +162,16 @@ class Store:
             "metrics": names,
         }
         about["digest"] = _digest_of(about, arrays)
-        self._manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
-            ),
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
         )
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(epoch, args=args)
+            self._manager.wait_until_finished()
+            step = self.folder / str(epoch)
+            write_whole(step / HASHES, json.dumps(_hashes(step), sort_keys=True).encode())
+        except Exception as error:  # what writes in C++ has errors of its own for a full disk
+            raise unusable(self.folder, error) from error
 
     def read(self, state: State, params: Params) -> Snapshot | None:
         """Returns the last checkpoint, or None if there is none.
@@ -173,7 +199,8 @@ class Store:
     def _last(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Returns the last checkpoint, if there is one, of this run."""
         assert self._manager is not None
-        epoch = self._manager.latest_step()
+        with told(self.folder):
+            epoch = self._manager.latest_step()
         if epoch is None:
             return None
         about, arrays = self._load(epoch)
@@ -209,11 +236,32 @@ class Store:
             about, arrays = {}, {}
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if problem is not None:
-            raise CheckpointError(
-                f"the checkpoint {self.folder / str(epoch)} is damaged ({problem}); delete it to "
-                "go on from the one before, or the whole folder to start anew."
-            )
+            raise self._damaged(epoch, problem)
         return about, arrays
+
+    def _require_whole(self, epoch: int) -> None:
+        """Raises if a file of a checkpoint is not the one that was written; before orbax sees any.
+
+        Orbax reads files side by side: after the first error the other reads would go on in a loop
+        that is closed, and say so where nobody asked. A kill right after orbax has finished leaves
+        no hashes; then the digest of the whole alone is compared.
+
+        Raises:
+          CheckpointError: it is not.
+        """
+        step = self.folder / str(epoch)
+        try:
+            problem = _difference(step) if (step / HASHES).exists() else None
+        except (OSError, ValueError) as error:
+            problem = f"{HASHES} cannot be read: {type(error).__name__}"
+        if problem is not None:
+            raise self._damaged(epoch, problem)
+
+    def _damaged(self, epoch: int, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint {self.folder / str(epoch)} is damaged ({problem}); delete it to go on "
+            "from the one before, or the whole folder to start anew."
+        )
 
 
 def _manager(folder: Path, keep: int) -> Any:
@@ -233,6 +281,26 @@ def _manager(folder: Path, keep: int) -> Any:
         ),
     )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _hashes(step: Path) -> dict[str, str]:
+    """Returns a hash of each file of a checkpoint by its path there."""
+    return {
+        path.relative_to(step).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(step.rglob("*"))
+        if path.is_file() and path.name != HASHES
+    }
+
+
+def _difference(step: Path) -> str | None:
+    """Returns which file of a checkpoint is not the one that was written; None if all are."""
+    wanted, found = json.loads((step / HASHES).read_bytes()), _hashes(step)
+    if not isinstance(wanted, dict):
+        return f"{HASHES} holds no hashes"
+    differ = [name for name in wanted if wanted[name] != found.get(name)]
+    if not differ:
+        return None
+    return f"its file {differ[0]} is {'another' if differ[0] in found else 'missing'}"
 
 
 def _digest_of(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ differentiated.
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from hgrad_jax.functions import positive_int, require_function
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
+from hgrad_jax.training.folder import last_checkpoint
+from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.run import Fit, Run
 from hgrad_jax.training.stopping import EarlyStopping, Target
@@ -32,6 +35,24 @@ Metrics = Callable[..., Mapping[str, Any]]
 """`metrics(params, data, *metrics_args) -> {name: scalar}`, pure."""
 
 
+def _how_to_go_on(checkpoints: Any = None, **others: Any) -> str:
+    if not isinstance(checkpoints, Checkpoints):
+        return (
+            "fit was interrupted, and keeps nothing without a folder; pass checkpoints="
+            "hg.Checkpoints(folder), and the same call goes on where it was interrupted."
+        )
+    done = last_checkpoint(Path(checkpoints.folder))
+    if done is None:
+        return (
+            f"fit was interrupted before it had kept anything in {checkpoints.folder}; begin anew."
+        )
+    return (
+        f"fit was interrupted; {done} epochs are kept in {checkpoints.folder}, and the same call "
+        "with that folder goes on from there."
+    )
+
+
+@interruptible(_how_to_go_on)
 def fit(
     transition: Transition,
     params: Params,
@@ -97,7 +118,10 @@ def fit(
     Raises:
       ValueError, TypeError: on inputs that do not fit together, on data that are not finite, and on
         parameters or hyperparameters that are NaN, before any step.
-      CheckpointError: the last checkpoint is damaged, or of another run.
+      CheckpointError: the last checkpoint is damaged, or of another run; another process uses the
+        folder; or it cannot be written.
+      Interrupted: Ctrl-C or SIGTERM; the epoch then being run is finished and kept. A second one
+        ends at once.
 
     Example:
       >>> import jax, jax.numpy as jnp, hgrad_jax as hg

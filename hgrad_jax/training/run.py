@@ -11,6 +11,7 @@ from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Snapshot, Store
 from hgrad_jax.training.epoch import EpochEnd
 from hgrad_jax.training.history import SECONDS, History, Rows
+from hgrad_jax.training.interruption import a_step
 from hgrad_jax.training.measure import Measure, finite_at_start
 from hgrad_jax.training.progress import caption, progress_bar
 from hgrad_jax.training.stopping import Best, EarlyStopping, Target
@@ -79,25 +80,28 @@ class Run(NamedTuple):
         damaged_at = length * self.num_epochs
         with progress_bar(progress, "epoch", self.num_epochs, epoch) as update:
             while (reason := self._reason(rows)) is None:
-                epoch_begun = time.perf_counter()
-                end = self.run_epoch(state, self.given, np.int32(epoch))
-                step_loss = None if end.step_loss is None else np.asarray(end.step_loss)
-                is_finite = bool(end.is_finite)
-                if step_loss is not None:
-                    rows.step_loss.append(step_loss)
-                found = self.measure(params_of(end.state)) if is_finite else {}
-                if not (is_finite and np.isfinite(list(found.values())).all()):
-                    reason, damaged_at = _broken(epoch, length, step_loss, found)
-                    break
-                state, epoch = end.state, epoch + 1
-                now = time.perf_counter()
-                rows.add(found, now - begun)
-                if self._best_epoch(rows) == epoch:
-                    best = params_of(state)
-                update(caption(found, length / (now - epoch_begun)))
-                if store is not None and (epoch % store.every == 0 or self._reason(rows)):
-                    is_kept = self.early_stopping is not None
-                    store.write(epoch, Snapshot(state, best if is_kept else None, *rows))
+                with a_step() as is_last:
+                    epoch_begun = time.perf_counter()
+                    end = self.run_epoch(state, self.given, np.int32(epoch))
+                    step_loss = None if end.step_loss is None else np.asarray(end.step_loss)
+                    is_finite = bool(end.is_finite)
+                    if step_loss is not None:
+                        rows.step_loss.append(step_loss)
+                    found = self.measure(params_of(end.state)) if is_finite else {}
+                    if not (is_finite and np.isfinite(list(found.values())).all()):
+                        reason, damaged_at = _broken(epoch, length, step_loss, found)
+                        break
+                    state, epoch = end.state, epoch + 1
+                    now = time.perf_counter()
+                    rows.add(found, now - begun)
+                    if self._best_epoch(rows) == epoch:
+                        best = params_of(state)
+                    update(caption(found, length / (now - epoch_begun)))
+                    if store is not None and (
+                        epoch % store.every == 0 or is_last() or self._reason(rows)
+                    ):
+                        is_kept = self.early_stopping is not None
+                        store.write(epoch, Snapshot(state, best if is_kept else None, *rows))
 
         best_epoch = self._best_epoch(rows)
         return Fit(

@@ -24,6 +24,7 @@ from hgrad_jax.functions import (
     require_hashable,
     traced,
 )
+from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep
 from hgrad_jax.types import Array, Data, Hparams
@@ -34,6 +35,14 @@ Run = Callable[[Hparams, Any, Data], Any]
 AXES = (0, 0, None)
 
 
+def _what_is_kept(**settings: Any) -> str:
+    return (
+        "sweep was interrupted, and keeps nothing before it returns; call it with a part of the "
+        "settings at a time, and keep what each call returns."
+    )
+
+
+@interruptible(_what_is_kept)
 def sweep(
     run: Run,
     settings: Sequence[Hparams],
@@ -76,6 +85,7 @@ def sweep(
       ValueError: there are no settings, no keys, no devices or no results; settings differ in
         structure or shapes; `memory` is not positive, holds not even one run, or cannot be told by
         the backend.
+      Interrupted: Ctrl-C or SIGTERM; nothing is kept.
 
     Example:
       >>> import jax, jax.numpy as jnp, hgrad_jax as hg

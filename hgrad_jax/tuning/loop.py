@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 
 from hgrad_jax import devices, processes
 from hgrad_jax.check import HypergradientError, check
+from hgrad_jax.files import write_figures
 from hgrad_jax.functions import is_more_better
 from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
+from hgrad_jax.training.interruption import a_step
 from hgrad_jax.training.measure import Measure
 from hgrad_jax.training.progress import progress_bar
 from hgrad_jax.training.stopping import EarlyStopping
@@ -21,7 +23,7 @@ from hgrad_jax.tuning.history import Rows
 from hgrad_jax.tuning.line import line_of
 from hgrad_jax.tuning.policies import Skip, Stop
 from hgrad_jax.tuning.program import Outcome, Program
-from hgrad_jax.tuning.records import Lines, Records, write_figures
+from hgrad_jax.tuning.records import Lines, Records
 from hgrad_jax.tuning.result import BestHparams, Tuned, TuningError
 from hgrad_jax.types import BackwardInfo, Data, Hparams, Params
 
@@ -95,48 +97,55 @@ class Loop(NamedTuple):
             while (reason := self._reason(rows)) is None:
                 k = rows.num_done
                 program, (train, valid) = self.program(self.lengths[k]), self.parts(k)
-                begun = time.perf_counter()
-                found = jax.block_until_ready(
-                    program.run(hparams, opt_state, self.params, train, valid, self.key(k))
-                )
-                seconds = time.perf_counter() - begun
-                found = found._replace(info=jax.device_get(found.info))
-                problem = _problem(found.info)
-                if problem is None:
-                    usable, is_any_usable = hparams, True
-                    problem = _problem_of_update(found)
-                rows.add(
-                    {
-                        "num_steps": self.lengths[k],
-                        "seconds": seconds,
-                        "is_bad": problem is not None,
-                        **self._measured(found, valid),
-                        **jax.device_get(found.numbers),
-                    },
-                    np.asarray(found.value),
-                )
-                if self._best_at(rows) == k:
-                    best = hparams
-                if lines is not None and records is not None:
-                    whole = (hparams, found.gradient) if records.is_whole else None
-                    lines.add(line_of(rows, self.metrics, found, program.num_bytes, problem, whole))
-                if problem is not None:
-                    if self._is_to_stop(rows):
-                        reason = f"meta-step {k}: {problem}"
-                        raise TuningError(
-                            reason, tuned(reason), fetch(usable) if is_any_usable else None
+                with a_step() as is_cut:
+                    begun = time.perf_counter()
+                    found = jax.block_until_ready(
+                        program.run(hparams, opt_state, self.params, train, valid, self.key(k))
+                    )
+                    seconds = time.perf_counter() - begun
+                    found = found._replace(info=jax.device_get(found.info))
+                    problem = _problem(found.info)
+                    if problem is None:
+                        usable, is_any_usable = hparams, True
+                        problem = _problem_of_update(found)
+                    rows.add(
+                        {
+                            "num_steps": self.lengths[k],
+                            "seconds": seconds,
+                            "is_bad": problem is not None,
+                            **self._measured(found, valid),
+                            **jax.device_get(found.numbers),
+                        },
+                        np.asarray(found.value),
+                    )
+                    if self._best_at(rows) == k:
+                        best = hparams
+                    if lines is not None and records is not None:
+                        whole = (hparams, found.gradient) if records.is_whole else None
+                        lines.add(
+                            line_of(rows, self.metrics, found, program.num_bytes, problem, whole)
                         )
-                    # Seen by the caller of `tune`.
-                    warnings.warn(f"meta-step {k} is skipped: {problem}", RuntimeWarning, 3)
-                else:
-                    hparams, opt_state = found.hparams, found.opt_state
-                update(self._caption(rows))
-                if store is not None and (rows.num_done % store.every == 0 or self._reason(rows)):
-                    kept = None if self.early_stopping is None else best
-                    store.write(rows.num_done, Snapshot((hparams, opt_state, usable), kept, *rows))
-                is_last = self._reason(rows) is not None  # those figures are drawn by `tuned`
-                if drawn is not None and drawn.is_to_draw(rows.num_done) and not is_last:
-                    write_figures(drawn.folder, rows.history(self.metrics).plot())
+                    if problem is not None:
+                        if self._is_to_stop(rows):
+                            reason = f"meta-step {k}: {problem}"
+                            raise TuningError(
+                                reason, tuned(reason), fetch(usable) if is_any_usable else None
+                            )
+                        # Seen by the caller of `tune`.
+                        warnings.warn(f"meta-step {k} is skipped: {problem}", RuntimeWarning, 4)
+                    else:
+                        hparams, opt_state = found.hparams, found.opt_state
+                    update(self._caption(rows))
+                    if store is not None and (
+                        rows.num_done % store.every == 0 or is_cut() or self._reason(rows)
+                    ):
+                        kept = None if self.early_stopping is None else best
+                        store.write(
+                            rows.num_done, Snapshot((hparams, opt_state, usable), kept, *rows)
+                        )
+                    is_last = self._reason(rows) is not None  # those figures are drawn by `tuned`
+                    if drawn is not None and drawn.is_to_draw(rows.num_done) and not is_last:
+                        write_figures(drawn.folder, rows.history(self.metrics).plot())
         return tuned(reason)
 
     def _measured(self, found: Outcome, valid: Data) -> dict[str, float]:

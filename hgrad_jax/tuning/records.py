@@ -7,7 +7,6 @@ after any kill, finds the old one or the new one.
 import dataclasses
 import functools
 import importlib.util
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from hgrad_jax import processes
+from hgrad_jax.files import write_whole
 from hgrad_jax.functions import positive_int
-from hgrad_jax.training.checkpoints import CheckpointError, Checkpoints, require_path
+from hgrad_jax.training.checkpoints import Checkpoints, require_path
+from hgrad_jax.training.folder import CheckpointError, told
 
 LINES = "meta_steps.jsonl"
 TUNING, EVERY = "tuning", "checkpoint_every"
@@ -94,6 +95,7 @@ class Lines:
         self, choice: Records, tuning: str, num_done: int, is_shared: bool = False
     ) -> None:
         self._path, self._tuning = Path(choice.folder) / LINES, tuning
+        self._checkpoints = Path(choice.checkpoints().folder)
         self._every = choice.every
         self._is_writer = not is_shared or processes.is_first()
         found = processes.from_first(functools.partial(self._read, choice, num_done), is_shared)
@@ -102,7 +104,10 @@ class Lines:
             self._write()
 
     def _read(self, choice: Records, num_done: int) -> list[str]:
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        with told(self._checkpoints):
+            raw = self._path.read_bytes() if self._path.exists() else b""
+        # Bytes that are no text are in no line of ours, which is then no JSON or another one.
+        text = raw.decode(errors="replace")
         found = text.splitlines()
         # A kill leaves no more than those since the last checkpoint, as often as those were then.
         every = max([choice.every, *(_number_in(line, EVERY) or 0 for line in found[num_done:])])
@@ -130,26 +135,8 @@ class Lines:
     def _write(self) -> None:
         if not self._is_writer:
             return
-        write_whole(self._path, "".join(f"{line}\n" for line in self._lines).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file in one move: it is the old one or the new one, and never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def write_figures(folder: str | os.PathLike[str], figures: Mapping[str, Any]) -> None:
-    """Writes matplotlib figures as NAME.png."""
-    for name, figure in figures.items():
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=100)
-        write_whole(Path(folder) / f"{name}.png", image.getvalue())
+        with told(self._checkpoints):
+            write_whole(self._path, "".join(f"{line}\n" for line in self._lines).encode())
 
 
 def plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ Each meta-step is one call of a compiled `meta_step`; a length of the runs is co
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from hgrad_jax.digest import digest
 from hgrad_jax.functions import positive_int, require_arrays
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.training.checkpoints import Store
+from hgrad_jax.training.folder import last_checkpoint
+from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.stopping import EarlyStopping
 from hgrad_jax.trees import strong
@@ -36,6 +39,22 @@ from hgrad_jax.tuning.splits import resplit
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
 
+def _how_to_go_on(records: Any = None, **others: Any) -> str:
+    if not isinstance(records, Records):
+        return (
+            "tune was interrupted, and keeps nothing without a folder; pass records=hg.Records("
+            "folder), and the same call goes on where it was interrupted."
+        )
+    done = last_checkpoint(Path(records.checkpoints().folder))
+    if done is None:
+        return f"tune was interrupted before it had kept anything in {records.folder}; begin anew."
+    return (
+        f"tune was interrupted; {done} meta-steps are kept in {records.folder}, and the same call "
+        "with that folder goes on from there."
+    )
+
+
+@interruptible(_how_to_go_on)
 def tune(
     objective: Objective,
     transition: Transition,
@@ -122,7 +141,10 @@ def tune(
         data that share examples, before any step.
       TuningError: a hypergradient could not be used, as `on_bad` says; the error has the last
         hyperparameters whose could.
-      CheckpointError: what is in the folder is damaged, or of another tuning.
+      CheckpointError: what is in the folder is damaged, or of another tuning; another process uses
+        it; or it cannot be written.
+      Interrupted: Ctrl-C or SIGTERM; the meta-step then being taken is finished and kept. A second
+        one ends at once.
 
     Example:
       A learning rate for each of three windows of a training that grows:
