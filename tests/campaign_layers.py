@@ -1,8 +1,8 @@
 """Layers of neural networks, each a small net of its own: what the campaign trains.
 
-A net is its loss `loss(p, x, y, s, key)`: parameters, inputs `[B, ...]`, targets `[B, 2]`, a positive
-hyperparameter and a key. It computes in the dtype of its parameters, but for the mean at its end
-and for what JAX has in float32 and float64 alone.
+A net is its loss `loss(p, x, y, s, key)`: parameters, inputs `[B, ...]`, targets `[B, 2]`, a
+positive hyperparameter and a key. It computes in the dtype of its parameters, but for the mean at
+its end and for what JAX has in float32 and float64 alone.
 """
 
 # flax modules pass where pyright sees narrower types.

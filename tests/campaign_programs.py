@@ -1,4 +1,4 @@
-"""Losses beyond layers: control flow, linear algebra, indexing, and derivative rules of one's own."""
+"""Losses beyond layers: control flow, linear algebra, indexing, derivative rules of one's own."""
 
 import functools
 
@@ -76,7 +76,9 @@ def complex_numbers(p, x, y, s, key):
 
 def covariance(factor, ridge):
     wide_factor = wide(factor)
-    return wide_factor @ wide_factor.T + (1 + ridge) * jnp.eye(factor.shape[0], dtype=wide_factor.dtype)
+    return wide_factor @ wide_factor.T + (1 + ridge) * jnp.eye(
+        factor.shape[0], dtype=wide_factor.dtype
+    )
 
 
 @register(PROGRAMS, factor=(6, 3), mean=(6,))

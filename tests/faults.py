@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import hgrad_jax as hg
+from tests.campaign_figures import FLAGGED, REFUSED, RIGHT, SILENT
 
-REFUSED, FLAGGED, RIGHT, SILENT = "refused", "flagged", "right", "silent"
 T = 24
 X = jax.random.normal(jax.random.key(1), (5, 3))
 Y = jnp.tanh(X @ jnp.array([1.0, -1.0, 0.5]))

@@ -15,7 +15,6 @@ and the hypergradient must still be right to a tenth.
 """
 
 import contextlib
-import functools
 import zlib
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from tests.campaign_programs import PROGRAMS
 from tests.campaign_rules import FORMS, RULES, SCALAR_RATE
 
 NETS: dict[str, Net] = LAYERS | PROGRAMS
-CONFIGURATIONS_A_NET = 3
+NUM_CONFIGURATIONS = 126
 DTYPES = ("float32", "float32", "float32", "float64", "float64", "bfloat16", "float16")
 NUM_EXAMPLES = 6
 UNIT = {name: float(jnp.finfo(name).eps) / 2 for name in DTYPES}
@@ -43,6 +42,7 @@ class Problem(NamedTuple):
       rule: the transition.
       params, hparams, data: its inputs.
       settings: of `unroll`.
+      is_random: whether anything needs a key.
     """
 
     rule: hg.Transition
@@ -50,6 +50,7 @@ class Problem(NamedTuple):
     hparams: Any
     data: Any
     settings: dict[str, Any]
+    is_random: bool
 
 
 class Configuration(NamedTuple):
@@ -71,8 +72,10 @@ class Configuration(NamedTuple):
 
 def norm_of_params(state, data):
     del data
-    return sum(jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
-               for x in jax.tree.leaves(state.params))
+    return sum(
+        jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))
+        for x in jax.tree.leaves(state.params)
+    )
 
 
 def objective(params, hparams, data):
@@ -115,8 +118,13 @@ def problem_of(configuration: Configuration, dtype: str, record: Any = None) -> 
     sources, hparams, axes = {}, {"strength": 0.2}, {"strength": None}
     names = list(kind.values)
     for name, base in kind.values.items():
-        form = FORMS[configuration.rate_form if name == names[0] else
-                     configuration.decay_form if name == names[1] else "scalar"]
+        form = FORMS[
+            configuration.rate_form
+            if name == names[0]
+            else configuration.decay_form
+            if name == names[1]
+            else "scalar"
+        ]
         source, value, axis = form(name, base, params, configuration.num_steps, random)
         sources[name] = source
         if value is not None:
@@ -134,22 +142,34 @@ def problem_of(configuration: Configuration, dtype: str, record: Any = None) -> 
         "hparams_axes": axes,
         "record": record,
     }
-    return Problem(kind.make(loss, **sources), params, hparams, (x, y), settings)
+    is_random = (
+        configuration.net in ("dropout", "variational", "flax_linen")
+        or configuration.rule in ("modified", "estimated")
+        or configuration.batches == "chosen"
+    )
+    return Problem(kind.make(loss, **sources), params, hparams, (x, y), settings, is_random)
 
 
 def found(problem, adjoint, params, hparams, key):
     return hg.value_and_hypergradient(
         *(objective, problem.rule, params, hparams, problem.data),
         **problem.settings,
-        key=key,
+        key=key if problem.is_random else None,
+        adjoint=adjoint,
+    )
+
+
+def trained(problem, adjoint, params, hparams, key):
+    return hg.unroll(
+        *(problem.rule, params, hparams, problem.data),
+        **problem.settings,
+        key=key if problem.is_random else None,
         adjoint=adjoint,
     )
 
 
 def end(problem, adjoint, params, hparams, key):
-    out = hg.unroll(
-        *(problem.rule, params, hparams, problem.data), **problem.settings, key=key, adjoint=adjoint
-    )
+    out = trained(problem, adjoint, params, hparams, key)
     traced = 0.0 if out.trace is None else jnp.mean(out.trace)
     return objective(out.params, hparams, None) + traced
 
@@ -210,13 +230,7 @@ def scan_in_scan(problem, adjoint):
 
     def last(params, hparams):
         def training(params, key):
-            out = hg.unroll(
-                *(problem.rule, params, hparams, problem.data),
-                **problem.settings,
-                key=key,
-                adjoint=adjoint,
-            )
-            return out.params, None
+            return trained(problem, adjoint, params, hparams, key).params, None
 
         return objective(jax.lax.scan(training, params, jnp.asarray(KEYS))[0], hparams, None)
 
@@ -260,7 +274,7 @@ def evenly(random, names, count):
 
 def draw() -> list[Configuration]:
     random = np.random.default_rng(2026)
-    nets = list(NETS) * CONFIGURATIONS_A_NET
+    nets = evenly(random, NETS, NUM_CONFIGURATIONS)
     columns = [
         evenly(random, names, len(nets))
         for names in (RULES, FORMS, FORMS, TRANSFORMATIONS, DTYPES, range(5, 15), BATCHES)
@@ -269,7 +283,12 @@ def draw() -> list[Configuration]:
     for net, rule, rate_form, *rest in zip(nets, *columns, strict=True):
         if RULES[rule].is_forward and not NETS[net].is_forward:
             rule = "heavy_ball"
-        if rule in SCALAR_RATE and rate_form in ("per_leaf", "per_number", "per_number_and_step", "product"):
+        if rule in SCALAR_RATE and rate_form in (
+            "per_leaf",
+            "per_number",
+            "per_number_and_step",
+            "product",
+        ):
             rate_form = "per_step"
         drawn.append(Configuration(net, rule, rate_form, *rest))
     return drawn
@@ -288,11 +307,23 @@ def differences(got: Any, want: Any) -> list[float]:
     return result
 
 
+def transformed(configuration: Configuration, problem: Problem, adjoint: hg.Adjoint) -> Any:
+    """Returns the hypergradients of parameters and hyperparameters, and the info if there is one.
+
+    All arrays are arguments: as constants of the program the compiler would compute with them.
+    """
+
+    @jax.jit
+    def run(params, hparams, data):
+        given = problem._replace(params=params, hparams=hparams, data=data)
+        return TRANSFORMATIONS[configuration.transformation](given, adjoint)
+
+    return run(problem.params, problem.hparams, problem.data)
+
+
 def in_float64(configuration: Configuration) -> Any:
     with jax.enable_x64(True):
-        problem = problem_of(configuration, "float64")
-        run = functools.partial(TRANSFORMATIONS[configuration.transformation], problem)
-        return jax.jit(lambda: run(hg.Direct())[0])()
+        return transformed(configuration, problem_of(configuration, "float64"), hg.Direct())[0]
 
 
 @pytest.mark.slow
@@ -301,9 +332,8 @@ def test_exactness(configuration, record_property):
     needs_x64 = configuration.dtype == "float64"
     with jax.enable_x64(True) if needs_x64 else contextlib.nullcontext():
         problem = problem_of(configuration, configuration.dtype)
-        run = TRANSFORMATIONS[configuration.transformation]
-        got, info = jax.jit(lambda: run(problem, hg.Reversible()))()
-        want, plain_info = jax.jit(lambda: run(problem, hg.Direct()))()
+        got, info = transformed(configuration, problem, hg.Reversible())
+        want, plain_info = transformed(configuration, problem, hg.Direct())
     # Where the start is not restored every number is NaN: what `jax.grad` can say.
     is_restored = all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(got))
     is_restored &= info is None or not bool(jnp.any(info.mismatches))

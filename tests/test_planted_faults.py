@@ -1,4 +1,4 @@
-"""Faults on the way back and in the user's functions: refused, flagged or harmless, never silent."""
+"""Faults on the way back and in user functions: refused, flagged or harmless, never silent."""
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -14,7 +14,8 @@ import hgrad_jax as hg
 from hgrad_jax.adjoints import reversible
 from hgrad_jax.exact.integers import in_64_bits
 from tests import faults
-from tests.faults import FLAGGED, HPARAMS, REFUSED, RIGHT, RULES, SILENT, SOURCES, T, X, Y
+from tests.campaign_figures import FLAGGED, REFUSED, RIGHT, SILENT
+from tests.faults import HPARAMS, RULES, SOURCES, X, Y
 
 pytestmark = pytest.mark.slow
 
@@ -215,7 +216,9 @@ def planted(number, site, rule_name, adjoint, hparams):
         changes["gradient"] = provider
     if site == "modifier":
         changes["gradient"] = hg.modified(hg.backpropagation, modifier)
-    rule = rule_of(rule_name, {"loss": loss, "penalty": penalized}.get(site, faults.loss), **changes)
+    rule = rule_of(
+        rule_name, {"loss": loss, "penalty": penalized}.get(site, faults.loss), **changes
+    )
     if site == "init":
         first = rule.init
 
@@ -365,9 +368,7 @@ def reversed_gradient(x, s):
     return x
 
 
-reversed_gradient.defvjp(
-    lambda x, s: (x, s), lambda s, bar: (s * bar, jnp.zeros_like(s))
-)
+reversed_gradient.defvjp(lambda x, s: (x, s), lambda s, bar: (s * bar, jnp.zeros_like(s)))
 
 
 @jax.custom_jvp
@@ -388,7 +389,9 @@ def rounded(x, s):
 def through(function):
     def loss(params, hparams, batch, key):
         params = params | {"w": function(params["w"], hparams["l2"])}
-        return faults.loss(params, hparams, batch, key) + jnp.sum(function(params["w"], hparams["l2"]))
+        return faults.loss(params, hparams, batch, key) + jnp.sum(
+            function(params["w"], hparams["l2"])
+        )
 
     return loss
 
@@ -404,8 +407,14 @@ NO_FUNCTIONS = {
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("scaled", "adam"), ("scaled", "heavy_ball"), ("reversed", "momentum"), ("score", "heavy_ball"),
-     ("score", "rmsprop_momentum"), ("straight through", "classical_momentum")],
+    [
+        ("scaled", "adam"),
+        ("scaled", "heavy_ball"),
+        ("reversed", "momentum"),
+        ("score", "heavy_ball"),
+        ("score", "rmsprop_momentum"),
+        ("straight through", "classical_momentum"),
+    ],
 )
 def test_rules_that_are_not_the_derivative(name, rule, adjoint, record_property):
     built = rule_of(rule, through(NO_FUNCTIONS[name]))
@@ -445,7 +454,9 @@ def test_damaged_trainings(name, rule, record_property):
     settle(record_property, result, REFUSED, FLAGGED, RIGHT)
 
 
-@pytest.mark.parametrize("rule", ["heavy_ball", "momentum", "classical_momentum", "adam", "average"])
+@pytest.mark.parametrize(
+    "rule", ["heavy_ball", "momentum", "classical_momentum", "adam", "average"]
+)
 def test_stores_that_are_too_small(rule, record_property):
     built = rule_of(rule)
     run = {"num_steps": 60}
