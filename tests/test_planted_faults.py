@@ -270,7 +270,7 @@ ADJOINTS = {
     "Apart": hg.Reversible(share_gradient=False),
     "Checkpointed": hg.Checkpointed(),
     "ForwardMode": hg.ForwardMode(),
-    "Waypoints": hg.Waypoints(8),
+    "Waypoints": hg.Waypoints(4, undone_steps=None),
 }
 IMPURE = [
     (site, adjoint, rules[i], faults.UNITS[(i + j) % len(faults.UNITS)])
