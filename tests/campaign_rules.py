@@ -141,7 +141,7 @@ def bounded(loss, *, learning_rate, momentum):
         return {"size": jax.tree.map(lambda v: 0.1 * v**2, slots["velocity"])}
 
     def drift(slots, hparams, count):
-        rate = learning_rate(hparams) if callable(learning_rate) else learning_rate
+        rate: Any = learning_rate(hparams) if callable(learning_rate) else learning_rate
 
         def step(v, size):
             return (rate * jnp.tanh(v / (0.1 + size))).astype(v.dtype)

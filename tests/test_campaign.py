@@ -134,7 +134,7 @@ def problem_of(configuration: Configuration, dtype: str, record: Any = None) -> 
     def loss(params, hparams, batch, key):
         value = net.loss(params, *batch, hparams["strength"], key)
         penalty = sum(jnp.mean(jnp.square(p)) for p in jax.tree.leaves(params))
-        return value + 0.1 * hparams["strength"] * penalty.astype(value.dtype)
+        return value + 0.1 * hparams["strength"] * jnp.asarray(penalty, value.dtype)
 
     settings = {
         "num_steps": configuration.num_steps,

@@ -243,7 +243,8 @@ def planted(number, site, rule_name, adjoint, hparams):
     if site == "objective":
 
         def objective(params, hparams, data):
-            return at("objective") * sum(jnp.sum(p) for p in jax.tree.leaves(params))
+            total = sum(jnp.sum(p) for p in jax.tree.leaves(params))
+            return jnp.asarray(at("objective") * total)
 
         found = hg.value_and_hypergradient(
             *(objective, rule, faults.PARAMS, hparams, (X, Y)), **settings, adjoint=adjoint
