@@ -2,6 +2,14 @@
 
 from hypothesis import HealthCheck, settings
 
+from tests import campaign_figures
+
 # Compilation and busy machines make single examples slow; what is tested is their value.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints a line of figures for each campaign that was run."""
+    for line in campaign_figures.lines(terminalreporter):
+        terminalreporter.write_line(line)
