@@ -49,7 +49,8 @@ def opened(trajectory: Trajectory, inputs: Inputs) -> Trajectory:
         return trajectory
     count = len(trajectory.is_schedule)
     hparams = jax.tree.unflatten(trajectory.treedef, [0] * count)
-    extended = Extended(hparams, tuple(0 if is_it else None for is_it in is_moved))
+    places: Any = tuple(0 if is_it else None for is_it in is_moved)
+    extended = Extended(hparams, places)
     return trajectory._replace(
         is_schedule=(*trajectory.is_schedule, *(False for is_it in is_moved if is_it)),
         treedef=jax.tree.structure(extended),
@@ -83,7 +84,8 @@ def instantiated(bars: Any) -> Any:
     def number(bar: Any) -> Any:
         if not isinstance(bar, zero):
             return bar
-        return np.zeros(bar.shape, bar.dtype if is_float(bar) else jax.dtypes.float0)
+        aval: Any = bar
+        return np.zeros(aval.shape, aval.dtype if is_float(aval) else jax.dtypes.float0)
 
     return jax.tree.map(number, bars, is_leaf=lambda bar: isinstance(bar, zero))
 

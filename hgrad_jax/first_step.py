@@ -103,7 +103,7 @@ def _goes_well(trajectory: Trajectory, params: Params, given: Inputs) -> bool:
 def _who_draws(trajectory: Trajectory, given: Inputs) -> str:
     """Returns which function fails without a key: that of the batches, else the loss."""
     try:
-        jax.eval_shape(lambda g: batch_and_key(trajectory, g.data, None, jnp.int32(0)), given)
+        jax.eval_shape(lambda g: batch_and_key(trajectory, None, g.data, None, jnp.int32(0)), given)
     except Exception:  # as above
         return "batch_fn"
     return "the loss"
