@@ -193,11 +193,11 @@ def shown(tree: Any, of: Callable[[Any], Any] = jnp.shape) -> str:
     >>> shown({"a": jnp.ones(2)})
     "{'a': (2,)}"
     """
-    text = repr(jax.tree.map(of, tree))
+    text = str(jax.tree.map(of, tree))
     if " object at 0x" not in text and "\n" not in text:
         return text
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return repr({jax.tree_util.keystr(path): of(leaf) for path, leaf in pairs})
+    return str({jax.tree_util.keystr(path): of(leaf) for path, leaf in pairs})
 
 
 def where_no_prefix(prefix: Any, tree: Any, name: str) -> str:
