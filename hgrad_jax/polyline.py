@@ -94,7 +94,7 @@ def remember(
         corners = jax.tree.map(
             lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, row, 0), corners, state
         )
-        row = row + (at[row] == t + 1)
+        row = row + (at[row] == t + 1).astype(row.dtype)
         return (state, corners, row), recorded(trajectory, state, inputs.data)
 
     xs = (steps(trajectory), inputs.schedules)
