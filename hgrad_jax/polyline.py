@@ -242,7 +242,7 @@ def _between(a: State, b: State, weight: Array) -> State:
         if is_float(a):
             return a + weight.astype(a.dtype) * (b - a)
         if jnp.issubdtype(a.dtype, jnp.integer):
-            return a + jnp.round(weight * (b - a)).astype(a.dtype)
+            return a + jnp.round(weight * (b - a).astype(weight.dtype)).astype(a.dtype)
         return a
 
     return jax.tree.map(one, a, b)
