@@ -94,7 +94,7 @@ def remember(
         corners = jax.tree.map(
             lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, row, 0), corners, state
         )
-        row = row + (at[row] == t + 1)
+        row = row + (at[row] == t + 1).astype(row.dtype)
         return (state, corners, row), recorded(trajectory, state, inputs.data)
 
     xs = (steps(trajectory), inputs.schedules)
@@ -242,7 +242,7 @@ def _between(a: State, b: State, weight: Array) -> State:
         if is_float(a):
             return a + weight.astype(a.dtype) * (b - a)
         if jnp.issubdtype(a.dtype, jnp.integer):
-            return a + jnp.round(weight * (b - a)).astype(a.dtype)
+            return a + jnp.round(weight * (b - a).astype(weight.dtype)).astype(a.dtype)
         return a
 
     return jax.tree.map(one, a, b)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.functions import require_function
 from hgrad_jax.jaxprs import has_foreign_rule
+from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Batch, Hparams, Loss, Params
 
 VectorField = Callable[[Params, Hparams, Batch, Any], Params]
@@ -156,14 +157,9 @@ class FixedPoint(Condition):
 
 
 def _like(params: Params, value: Any, name: str) -> Params:
-    def describe(tree):
-        leaves, treedef = jax.tree.flatten(tree)
-        return treedef, [jnp.shape(leaf) for leaf in leaves]
-
-    if describe(value) != describe(params):
-        found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (value, params))
+    if not is_like(value, params):
         raise ValueError(
-            f"the function of {name} returned a tree of shapes {found}; it must return one like "
-            f"params, of shapes {wanted}."
+            f"the function of {name} returned a tree of shapes {shown(value)}; it must return one "
+            f"like params, of shapes {shown(params)}."
         )
     return value

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.linear_solvers import norm
 from hgrad_jax.trajectory import Inputs, Trajectory, batch_and_key, hparams_of
+from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, Batch, Data, Hparams, Params, State
 
 
@@ -72,19 +73,15 @@ def mean(
 def require_like_data(trajectory: Trajectory, inputs: Inputs) -> None:
     """Raises a ValueError if batches cannot be smaller pieces of the data."""
 
-    def describe(tree):
-        leaves, treedef = jax.tree.flatten(tree)
-        return treedef, [(x.dtype, x.ndim, x.shape[1:]) for x in leaves]
-
     def shapes(tree):
-        return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+        return shown(tree, lambda x: f"{x.dtype}{list(x.shape)}")
 
     batch, data = jax.eval_shape(
         lambda data, key: (batch_and_key(trajectory, None, data, key, jnp.int32(0))[0], data),
         inputs.data,
         inputs.key,
     )
-    if describe(batch) != describe(data):
+    if not is_like(batch, data, lambda x: (x.dtype, x.ndim, x.shape[1:])):
         raise ValueError(
             f"batches is None, for the data whole as one batch, but the data are {shapes(data)} "
             f"and batch_fn makes {shapes(batch)} of them; pass Implicit(batches=k) for the mean "

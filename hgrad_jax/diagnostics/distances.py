@@ -13,6 +13,7 @@ import numpy as np
 
 from hgrad_jax.diagnostics.figures import new_axes
 from hgrad_jax.diagnostics.path import norm
+from hgrad_jax.trees import require_like
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 from hgrad_jax.validate import floating, schedules
@@ -87,11 +88,7 @@ def distances_to(
     is_schedule = schedules(hparams, hparams_axes, num_steps)
     params, hparams = floating(params, "params"), floating(hparams, "hparams")
     target_params = floating(target_params, "target_params")
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (target_params, params)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"target_params has the shapes {shapes[0]}; it must be like params, {shapes[1]}."
-        )
+    require_like(target_params, params, "target_params", "params")
 
     @jax.jit
     def run(target_params, params, hparams, data, key):

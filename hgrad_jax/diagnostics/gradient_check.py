@@ -22,6 +22,7 @@ from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.gradient_entries import compared
 from hgrad_jax.diagnostics.gradient_report import GradientReport
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 
@@ -186,11 +187,10 @@ def check_gradient(
         if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not _is_floating(out.dtype):
             raise ValueError(f"loss returned {out}; it must return one floating-point number.")
         bar = jax.jit(gradient or jax.grad(loss))(params, *args)
-        shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (bar, params))
-        if shapes != wanted:
+        if not is_like(bar, params):
             raise ValueError(
-                f"gradient returned a tree of shapes {shapes}; params has {wanted}, and its "
-                "gradient must be alike."
+                f"gradient returned a tree of shapes {shown(bar)}; params has {shown(params)}, and "
+                "its gradient must be alike."
             )
         entries = compared(
             lambda tree, args: loss(tree["params"], *args),

@@ -32,7 +32,7 @@ from hgrad_jax.elementary.gradients import (
 )
 from hgrad_jax.exact.fixed_point import DEFAULT_FRACTION_BITS
 from hgrad_jax.functions import require_function
-from hgrad_jax.trees import spread
+from hgrad_jax.trees import is_like, shown, spread
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition, Update
 
 PARAMS = "params"
@@ -332,10 +332,10 @@ def floats(tree: Params, name: str) -> Params:
 
 def require_like(tree: Params, params: Params, name: str) -> None:
     """Raises a ValueError if a tree has not the structure and shapes of `params`."""
-    found, wanted = (jax.tree.map(jnp.shape, x) for x in (tree, params))
-    if found != wanted:
+    if not is_like(tree, params):
         raise ValueError(
-            f"{name} has the shapes {found}, but params {wanted}; it must be a tree like params."
+            f"{name} has the shapes {shown(tree)}, but params {shown(params)}; it must be a tree "
+            "like params."
         )
 
 

@@ -137,4 +137,6 @@ def bits_held(kind: Kind, store: BitStore, rows: Array, size: int) -> Array:
       rows: int32 scalar, the rows spilled so far.
       size: the number of elements.
     """
-    return jnp.mean(kind.log2(store.integer) - kind.log2(kind.start(size))) + kind.row_bits * rows
+    return jnp.mean(kind.log2(store.integer) - kind.log2(kind.start(size))) + (
+        kind.row_bits * rows
+    ).astype(jnp.float32)

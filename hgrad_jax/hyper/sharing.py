@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.functions import is_array, is_number, require_function
+from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, Params
 
 ShapeMap = Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -57,10 +58,9 @@ def one_for_all() -> Sharing:
         return jnp.full((), value, jnp.result_type(float, *jax.tree.leaves(params)))
 
     def expand(small: Array, params: Params) -> Params:
-        if jax.tree.map(jnp.shape, small) != ():
+        if not is_like(small, 0.0):
             raise ValueError(
-                f"one_for_all expands one scalar: got {jax.tree.map(jnp.shape, small)}; make it "
-                "with its init."
+                f"one_for_all expands one scalar: got {shown(small)}; make it with its init."
             )
         return jax.tree.map(lambda x: jnp.broadcast_to(small, x.shape).astype(x.dtype), params)
 
@@ -153,12 +153,11 @@ def by_shape(shape_map: ShapeMap) -> Sharing:
         return jax.tree.map(lambda s: jnp.full(s.shape, value, s.dtype), shapes(params))
 
     def expand(small: Any, params: Params) -> Params:
-        wanted = jax.tree.map(lambda s: s.shape, shapes(params))
-        found = jax.tree.map(jnp.shape, small)
-        if found != wanted:
+        wanted = shapes(params)
+        if not is_like(small, wanted):
             raise ValueError(
-                f"a sharing map expands a tree of shapes {wanted} for these params: got {found}; "
-                "make it with its init."
+                f"a sharing map expands a tree of shapes {shown(wanted)} for these params: got "
+                f"{shown(small)}; make it with its init."
             )
         return jax.tree.map(
             lambda s, x: jnp.broadcast_to(s, x.shape).astype(x.dtype), small, params

@@ -22,6 +22,7 @@ from hgrad_jax.forward_gradient import check_count, direction_key
 from hgrad_jax.functions import require_function
 from hgrad_jax.models.batch_norm import BatchNorm
 from hgrad_jax.models.independence import is_mixing
+from hgrad_jax.trees import shown
 from hgrad_jax.types import Array
 
 Layer = Callable[[int, Callable[[Array], Array], Array], Array]
@@ -111,7 +112,7 @@ def activity_forward_gradient(
             units, num_examples = _units(losses, params)
             is_other = _is_other(losses, params, units)
             given = (params, hparams, batch, key)
-            shapes = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), given))
+            shapes = shown(given, lambda x: (jnp.shape(x), jnp.result_type(x)))
             if shapes not in found_separate:
                 _require_separate(layers, example_losses, given)
                 found_separate.add(shapes)

@@ -10,6 +10,7 @@ import optax
 from jax.core import Tracer
 
 from hgrad_jax.functions import is_number, require_function
+from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Hparams
 
 
@@ -132,18 +133,18 @@ def projected(
         updates, state = inner.update(updates, state, params, **extra)
         free = optax.apply_updates(params, updates)
         ends = projection(free)
-        if _kinds(ends) != _kinds(free):
+        if not is_like(ends, free, _kind):
             raise ValueError(
-                f"projection returned {_kinds(ends)} for hyperparameters {_kinds(free)}; it must "
-                "keep structure, shapes and dtypes."
+                f"projection returned {shown(ends, _kind)} for hyperparameters "
+                f"{shown(free, _kind)}; it must keep structure, shapes and dtypes."
             )
         return jax.tree.map(jnp.subtract, ends, params), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _kinds(tree: Any) -> Any:
-    return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+def _kind(x: Any) -> str:
+    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
 
 
 def _is_real(value: Any) -> bool:

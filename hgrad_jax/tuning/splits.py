@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.data.dataset import num_examples
+from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, Data
 
 
@@ -45,12 +46,13 @@ def require_alike(train: Data, valid: Data) -> None:
       ValueError: the trees, the shapes of examples or the dtypes differ, or there are no examples.
     """
 
-    def kinds(data: Data) -> Any:
-        num_examples(data)
-        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x)[1:])}", data)
+    def kind(x: Any) -> str:
+        return f"{jnp.result_type(x)}{list(jnp.shape(x)[1:])}"
 
-    if kinds(train) != kinds(valid):
+    for data in (train, valid):
+        num_examples(data)
+    if not is_like(train, valid, kind):
         raise ValueError(
-            f"fresh_splits is True, but an example of train is {kinds(train)} and one of valid "
-            f"{kinds(valid)}; give both in the same containers, shapes and dtypes."
+            f"fresh_splits is True, but an example of train is {shown(train, kind)} and one of "
+            f"valid {shown(valid, kind)}; give both in the same containers, shapes and dtypes."
         )
