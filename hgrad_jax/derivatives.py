@@ -73,6 +73,7 @@ def mixed_product(
       Array([ 3., -5.], dtype=float32)
     """
     _require(loss, params, direction)
+    hparams = validate.floating(hparams, "hparams")
 
     def in_hparams(p: Params) -> Hparams:
         return jax.grad(loss, argnums=1)(p, hparams, *args)
@@ -132,4 +133,4 @@ def jacobian_of_final_params(
     def end(hparams: Hparams) -> Params:
         return unroll(transition, params, hparams, data, adjoint=Direct(), **settings).params
 
-    return jax.jacfwd(end)(hparams)
+    return jax.jacfwd(end)(validate.floating(hparams, "hparams"))

@@ -44,6 +44,7 @@ class Call(NamedTuple):
       numbers: names of the arguments that are numbers to compute with, as params are, rather than
         settings: not finite in, not finite out.
       extra: what `*args` is, and its name.
+      also: what a message may call the argument besides its name.
       kept: names of arguments that are not spoilt.
       may_raise: an exception that is a fair answer, whatever it names.
     """
@@ -54,6 +55,7 @@ class Call(NamedTuple):
     numbers: tuple[str, ...] = ()
     extra: tuple[str, tuple[Any, ...]] | None = None
     kept: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     may_raise: tuple[type[Exception], ...] = (hg.HypergradientError, hg.TuningError)
 
 
@@ -358,7 +360,7 @@ CALLS: Mapping[str, Call] = {
         hg.modified,
         {"provider": hg.backpropagation},
         as_gradient,
-        extra=("modifiers", (hg.clip_by_norm(1.0),)),
+        extra=("modifier", (hg.clip_by_norm(1.0),)),
     ),
     "hg.momentum": _rule(hg.momentum),
     "hg.nesterov": _rule(hg.nesterov),
@@ -444,7 +446,12 @@ CALLS: Mapping[str, Call] = {
     "data.minibatches": Call(data.minibatches, {"batch_size": 2}, on_data),
     "data.shared_examples": Call(data.shared_examples, {"data": X, "other": X}),
     "data.shuffled": Call(data.shuffled, {"batch_size": 2, "seed": 0}, on_data),
-    "data.split": Call(data.split, {"data": X, "sizes": (4, 2), "seed": 0}, numbers=("data",)),
+    "data.split": Call(
+        data.split,
+        {"data": X, "sizes": (4, 2), "seed": 0},
+        numbers=("data",),
+        also=("examples", "fractions"),
+    ),
     "data.validate_examples": Call(
         data.validate_examples, {"data": (X, Y), "num_classes": 3}, numbers=("data",)
     ),
@@ -461,9 +468,9 @@ CALLS: Mapping[str, Call] = {
     "hyper.l2": Call(
         hyper.l2, {"params": PARAMS, "coefficients": 0.1}, numbers=("params", "coefficients")
     ),
-    "hyper.log.from_value": Call(hyper.log.from_value, {"x": 0.1}),
+    "hyper.log.from_value": Call(hyper.log.from_value, {"x": 0.1}, also=("value",)),
     "hyper.log.to_value": Call(hyper.log.to_value, {"u": 0.1}, numbers=("u",)),
-    "hyper.logit.from_value": Call(hyper.logit.from_value, {"x": 0.1}),
+    "hyper.logit.from_value": Call(hyper.logit.from_value, {"x": 0.1}, also=("value",)),
     "hyper.over_windows": Call(
         hyper.over_windows, {"values": jnp.ones(2), "num_steps": 4}, numbers=("values",)
     ),

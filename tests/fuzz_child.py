@@ -79,7 +79,8 @@ def outcome(call: Call, name: str, odd: str) -> dict[str, Any]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         is_own = frames[-1].filename.startswith(LIBRARY)
-        is_named = re.search(rf"\b{re.escape(name)}\b", str(error)) is not None
+        words = "|".join(map(re.escape, (name, name.replace("_", " "), *call.also)))
+        is_named = re.search(rf"\b({words})\b", str(error)) is not None
         ours = [f for f in frames if f.filename.startswith(LIBRARY)] or frames
         return {
             "kind": "clear" if is_own and is_named else "raw",

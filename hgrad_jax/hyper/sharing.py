@@ -154,11 +154,12 @@ def by_shape(shape_map: ShapeMap) -> Sharing:
 
     def expand(small: Any, params: Params) -> Params:
         wanted = jax.tree.map(lambda s: s.shape, shapes(params))
-        found = jax.tree.map(jnp.shape, small)
-        if found != wanted:
+        is_numeric = all(map(is_array, jax.tree.leaves(small)))
+        found = jax.tree.map(jnp.shape, small) if is_numeric else small
+        if not is_numeric or found != wanted:
             raise ValueError(
-                f"a sharing map expands a tree of shapes {wanted} for these params: got {found}; "
-                "make it with its init."
+                f"small: a sharing map expands a tree of shapes {wanted} for these params: got "
+                f"{found}; make it with its init."
             )
         return jax.tree.map(
             lambda s, x: jnp.broadcast_to(s, x.shape).astype(x.dtype), small, params
