@@ -108,6 +108,14 @@ def real(name: str, value: Any) -> float:
     return narrow(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """A finite number above zero."""
+    found = real(name, value)
+    if not found > 0:
+        raise ValueError(f"{name} is {value!r}; it must be positive.")
+    return found
+
+
 def prng_key(name: str, value: Any) -> Any:
     """One PRNG key, typed or raw, or None."""
     if value is None:
@@ -209,9 +217,10 @@ KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("fresh_seeds", "fresh_splits", "download"), flag),
     **dict.fromkeys(("batch_norm", "use_bias", "max_pool"), flag),
     "progress": flag_or_none,
-    **dict.fromkeys(("damping", "step_size", "tolerance", "step", "epsilon", "low", "high"), real),
+    **dict.fromkeys(("damping", "step_size", "tolerance", "step", "low", "high"), real),
     **dict.fromkeys(("key", "coordinate_key"), prng_key),
     **dict.fromkeys(("logits", "labels", "inputs"), array),
+    "epsilon": positive,
     "name": text,
 }
 """The kind of each setting, by its name."""

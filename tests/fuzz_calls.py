@@ -258,6 +258,7 @@ CALLS: Mapping[str, Call] = {
         hg.EarlyStopping,
         {"metric": "train_loss"},
         lambda choice: hg.fit(**FIT, early_stopping=choice).params,
+        also=("metrics",),
     ),
     "hg.EqualArcLength": Call(
         hg.EqualArcLength, {}, lambda placed: undone(hg.Waypoints(3, placement=placed))
@@ -284,6 +285,7 @@ CALLS: Mapping[str, Call] = {
         hg.Target,
         {"metric": "train_loss", "value": 0.1},
         lambda choice: hg.fit(**FIT, target=choice).params,
+        also=("metrics",),
     ),
     "hg.Transition": Call(
         hg.Transition,
@@ -322,7 +324,7 @@ CALLS: Mapping[str, Call] = {
         lambda found: found.distances,
         ("target_params",),
     ),
-    "hg.field": Call(hg.field, {"name": "momentum"}, lambda read: read(RATES)),
+    "hg.field": Call(hg.field, {"name": "momentum"}, lambda read: read(RATES), also=("hparams",)),
     "hg.fit": Call(hg.fit, FIT, lambda out: hg.check(out).params),
     "hg.forward_gradient": Call(hg.forward_gradient, {}, as_gradient),
     "hg.from_optax": Call(
@@ -484,6 +486,7 @@ CALLS: Mapping[str, Call] = {
         hyper.rescaled,
         {"loss": loss, "log_scale": 0.1, "log_penalty": 0.1},
         lambda loss: loss(PARAMS, RATES, None, None),
+        ("log_scale", "log_penalty"),
     ),
     "hyper.weighted_mean": Call(
         hyper.weighted_mean,

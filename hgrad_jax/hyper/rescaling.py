@@ -52,7 +52,9 @@ def rescaled(
         value = loss(weights_of(params, read(log_scale, hparams)), hparams, batch, key)
         if log_penalty is None:
             return value
-        coefficients = jax.tree.map(lambda x: 2 * jnp.exp(x), read(log_penalty, hparams))
+        strength = read(log_penalty, hparams)
+        spread(strength, params, "log_penalty")  # which says what is wrong with it, if anything
+        coefficients = jax.tree.map(lambda x: 2 * jnp.exp(x), strength)
         return value + l2(params, coefficients)
 
     return of_z

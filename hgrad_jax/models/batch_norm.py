@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import FlaxError
 from jax import Array
 
 from hgrad_jax.arguments import taken
@@ -44,7 +45,7 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: train is False and there are no statistics.
         """
-        taken(epsilon=self.epsilon)
+        (epsilon,) = taken(epsilon=self.epsilon)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -63,7 +64,7 @@ class BatchNorm(nn.Module):
                 "train=False needs the statistics of the training data: apply the model to "
                 '{"params": params, "batch_stats": batch_statistics(model, params, inputs)}.'
             )
-        return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        return (x - mean) * jax.lax.rsqrt(var + epsilon) * scale + bias
 
 
 def batch_statistics(
@@ -121,7 +122,10 @@ def batch_statistics(
 
 def _measure(model: nn.Module, params: Any, batch: Array) -> Any:
     """Returns the collection `batch_stats` for one batch, without dropout."""
-    _, updated = model.apply({"params": params}, batch, train=False, mutable=["batch_stats"])
+    try:
+        _, updated = model.apply({"params": params}, batch, train=False, mutable=["batch_stats"])
+    except FlaxError as error:
+        raise ValueError(f"params and inputs do not fit the model: {error}") from error
     return updated.get("batch_stats", {})
 
 
