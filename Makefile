@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu bench bench_forward bench_sweep study lint types docs clean
+.PHONY: help run test test-slow test-fuzz test-gpu bench bench_forward bench_sweep study lint types docs clean
 .PHONY: penguins drmad_study drmad_study_long forward_gradient_cnn forward_reverse hyper_cleaning
 .PHONY: usps_backprop optimizers
 
@@ -39,6 +39,9 @@ test: $(INSTALLED)  ## Run the tests and the doctests
 
 test-slow: $(INSTALLED)  ## Run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-fuzz: $(INSTALLED)  ## Call everything public with odd arguments, one at a time
+	$(PY) -m pytest -m fuzz -s tests/test_fuzz.py $(ARGS)
 
 # Without deterministic scatters and reductions a run cannot be reversed bit for bit on a GPU.
 test-gpu: override export XLA_FLAGS += --xla_gpu_deterministic_ops=true

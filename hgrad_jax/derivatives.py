@@ -13,6 +13,7 @@ import jax
 
 from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.functions import require_function
 from hgrad_jax.jaxprs import has_foreign_rule
 from hgrad_jax.trees import require_like
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
@@ -43,7 +44,7 @@ def hvp(loss: Callable[..., Array], params: Params, direction: Params, *args: An
       >>> hg.hvp(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]), jnp.array([1.0, -1.0]))
       Array([  6., -12.], dtype=float32)
     """
-    _require(loss, params, direction)
+    _require(loss, params, direction, args)
 
     def gradient(p: Params) -> Params:
         return jax.grad(loss)(p, *args)
@@ -84,7 +85,8 @@ def mixed_product(
       >>> hg.mixed_product(loss, jnp.array([3.0, 5.0]), l2, jnp.array([1.0, -1.0]))
       Array([ 3., -5.], dtype=float32)
     """
-    _require(loss, params, direction)
+    _require(loss, params, direction, (hparams, *args))
+    hparams = validate.floating(hparams, "hparams")
     if has_foreign_rule(lambda p, h: loss(p, h, *args), params, hparams):
         _, pull = jax.vjp(lambda h: jax.grad(loss)(params, h, *args), hparams)
         return pull(direction)[0]
@@ -95,10 +97,12 @@ def mixed_product(
     return jax.jvp(in_hparams, (params,), (direction,))[1]
 
 
-def _require(loss: Any, params: Params, direction: Params) -> None:
+def _require(loss: Any, params: Params, direction: Params, args: tuple[Any, ...]) -> None:
     """Raises if the loss is no function, or the direction is not like the parameters."""
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}; pass a function that returns a scalar.")
+    call = f"loss({', '.join(('params', *(f'arg{i}' for i in range(len(args)))))})"
+    require_function(loss, call, "a function of these that returns a scalar")
     validate.floating(params, "params")
     require_like(direction, params, "direction", "params")
 
@@ -147,4 +151,4 @@ def jacobian_of_final_params(
     def end(hparams: Hparams) -> Params:
         return unroll(transition, params, hparams, data, adjoint=Direct(), **settings).params
 
-    return jax.jacfwd(end)(hparams)
+    return jax.jacfwd(end)(validate.floating(hparams, "hparams"))

@@ -24,6 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import take_fields
 from hgrad_jax.trees import layout, unravel
 from hgrad_jax.types import Array, Params
 
@@ -104,6 +105,9 @@ class Standardized(Directions):
     """
 
     is_shifted: bool = True
+
+    def __post_init__(self) -> None:
+        take_fields(self)
 
     def draw(self, key: Array, like: Params, count: int) -> Params:
         """Returns directions; see `Directions.draw`.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.directions import Directions, Rademacher
 from hgrad_jax.dual import value_and_slope
 from hgrad_jax.elementary.gradients import GradientProvider, scalar
@@ -63,6 +64,7 @@ def forward_gradient(
       >>> bool(jnp.allclose(out.params, jnp.arange(4.0), atol=1e-3))
       True
     """
+    (is_joint,) = taken(is_joint=is_joint)
     if not isinstance(directions, Directions):
         raise TypeError(f"directions is {directions!r}; it must be a value such as hg.Gaussian().")
     num_directions = check_count(num_directions)

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+INT32_END = 2**31
+"""Steps and places are counted in int32, below this."""
+
 
 def require_function(function: Any, call: str, way_out: str) -> None:
     """Raises if something is no function, or takes other arguments than it will be given.
@@ -36,6 +39,10 @@ def require_function(function: Any, call: str, way_out: str) -> None:
     try:
         signature = _signature(function)
     except (ValueError, TypeError):  # of some functions written in C nothing is known
+        if isinstance(function, type):
+            raise TypeError(
+                f"{name} is the class {function.__name__}, but is called as {call}; pass {way_out}."
+            ) from None
         return
     try:
         signature.bind(*arguments.rstrip(")").split(", "))
@@ -81,7 +88,7 @@ def traced(name: str) -> Iterator[None]:
       name: what the message calls the function.
 
     Raises:
-      TypeError: it does.
+      TypeError: it does, or returns what is no array.
     """
     try:
         yield
@@ -95,6 +102,10 @@ def traced(name: str) -> Iterator[None]:
             "index into a list and numpy do; write jnp.where or jax.lax.cond for `if`, jnp for np, "
             "and jnp.asarray(values)[i] for values[i]."
         ) from error
+    except TypeError as error:
+        if "is not a valid JAX type" not in str(error):
+            raise
+        raise TypeError(f"{name} returned something other than arrays: {error}") from error
 
 
 def is_more_better(name: str, is_maximized: bool | None) -> bool:
@@ -170,6 +181,8 @@ def positive_int(name: str, value: Any, what: str = "") -> int:
     found = as_int(value)
     if found is None or found < 1:
         raise ValueError(f"{name} is {value!r}; it must be a positive int{what}.")
+    if found >= INT32_END:
+        raise ValueError(f"{name} is {value!r}; it must be a positive int below 2**31{what}.")
     return found
 
 

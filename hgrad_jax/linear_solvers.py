@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
-from hgrad_jax.functions import is_number
+from hgrad_jax.arguments import take_fields
+from hgrad_jax.functions import is_number, positive_int
 from hgrad_jax.types import Array
 
 Vector = Any
@@ -99,10 +100,11 @@ class ConjugateGradient(LinearSolver):
     needs_symmetry: ClassVar[bool] = True
 
     def __post_init__(self):
-        _require_count("max_steps", self.max_steps)
+        positive_int("max_steps", self.max_steps)
         _require_tolerance(self.tolerance)
         if not is_number(self.damping) or not 0 <= self.damping < np.inf:
             raise ValueError(f"damping is {self.damping!r}; it must be a float of at least 0.")
+        take_fields(self)
 
     def solve(self, matvec: Matvec, b: Vector) -> tuple[Vector, SolveInfo]:
         """Returns x like b with (A + damping I) x = b, and how well that holds.
@@ -175,8 +177,9 @@ class Neumann(LinearSolver):
 
     def __post_init__(self):
         _require_positive("step_size", self.step_size)
-        _require_count("max_steps", self.max_steps)
+        positive_int("max_steps", self.max_steps)
         _require_tolerance(self.tolerance)
+        take_fields(self)
 
     def solve(self, matvec: Matvec, b: Vector) -> tuple[Vector, SolveInfo]:
         """Returns x like b with A x = b, and how well that holds.
@@ -236,8 +239,8 @@ class GMRES(LinearSolver):
     tolerance: float = 1e-4
 
     def __post_init__(self):
-        _require_count("max_steps", self.max_steps)
-        _require_count("restart", self.restart)
+        positive_int("max_steps", self.max_steps)
+        positive_int("restart", self.restart)
         _require_tolerance(self.tolerance)
 
     def solve(self, matvec: Matvec, b: Vector) -> tuple[Vector, SolveInfo]:
@@ -349,12 +352,6 @@ def _dot(x: Vector, y: Vector) -> Array:
 def _add(x: Vector, factor: Any, y: Vector) -> Vector:
     """Returns x + factor * y in the dtypes of x."""
     return jax.tree.map(lambda a, b: (a + factor * b).astype(a.dtype), x, y)
-
-
-def _require_count(name: str, value: Any) -> None:
-    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_int or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a positive int.")
 
 
 def _require_positive(name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import narrow
 from hgrad_jax.elementary.kick_drift import undo
 from hgrad_jax.exact.integers import in_64_bits
 from hgrad_jax.functions import is_number
@@ -62,9 +63,12 @@ class Clip:
     cotangents: float | None = None
 
     def __post_init__(self):
-        for name, bound in dataclasses.asdict(self).items():
+        for name in ("state", "cotangents"):
+            bound = getattr(self, name)
             if bound is not None and not (is_number(bound) and bound > 0):
                 raise ValueError(f"{name} is {bound!r}; it must be a positive number, or None.")
+            if bound is not None:
+                object.__setattr__(self, name, narrow(bound))
 
 
 def remember(

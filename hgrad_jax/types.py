@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from hgrad_jax.functions import require_function
+
 Array = jax.Array
 
 Params = Any
@@ -78,6 +80,9 @@ class Transition(NamedTuple):
     update: Update = _no_update
 
 
+PIECES = {"init": "params, hparams", "step": "state, hparams, batch, key", "params": "state"}
+
+
 def require_transition(value: Any) -> None:
     """Raises if something is no transition, such as the loss of one, or what makes one.
 
@@ -93,6 +98,9 @@ def require_transition(value: Any) -> None:
         raise TypeError(
             f"transition is {value!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
         )
+    for name, arguments in PIECES.items():
+        call = f"transition.{name}({arguments})"
+        require_function(getattr(value, name), call, "a function, as Transition tells")
 
 
 class RunInfo(NamedTuple):

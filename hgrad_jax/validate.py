@@ -11,8 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
+from hgrad_jax.arguments import prng_key
 from hgrad_jax.first_step import explain, first_step
-from hgrad_jax.functions import require_arrays, require_function
+from hgrad_jax.functions import INT32_END, as_int, require_arrays, require_function
 from hgrad_jax.guard import guarded
 from hgrad_jax.leaves import require_float
 from hgrad_jax.trajectory import Inputs, Trajectory, inputs
@@ -28,8 +29,8 @@ def floating(tree: Any, name: str) -> Any:
       ValueError: there is no leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves and name == "params":
-        raise ValueError("params is an empty tree; there is nothing to train.")
+    if not leaves and name in ("params", "init_params"):
+        raise ValueError(f"{name} is an empty tree; there is nothing to train.")
     for path, leaf in leaves:
         require_float(leaf, name + jax.tree_util.keystr(path))
     return jax.tree.map(jnp.asarray, tree)
@@ -51,6 +52,8 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
         raise TypeError(f"num_steps is {num_steps!r}; it must be an int.")
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a run has at least one step.")
+    if num_steps >= INT32_END:
+        raise ValueError(f"num_steps is {num_steps}; steps are counted in int32, below 2**31.")
     try:
         axes = jax.tree.map(
             lambda axis, sub: jax.tree.map(lambda _: "constant" if axis is None else axis, sub),
@@ -69,12 +72,13 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
         jax.tree_util.tree_leaves_with_path(hparams), jax.tree.leaves(axes), strict=True
     ):
         where = "hparams" + jax.tree_util.keystr(path)
-        if axis != "constant" and (isinstance(axis, bool) or axis != 0):
+        is_constant = isinstance(axis, str) and axis == "constant"
+        if not is_constant and as_int(axis) != 0:
             raise ValueError(
                 f"hparams_axes has {axis!r} for {where}; only 0 (a schedule) and None (a constant) "
                 "exist."
             )
-        is_schedule = axis != "constant"
+        is_schedule = not is_constant
         shape = jnp.shape(leaf)
         if is_schedule and (not shape or shape[0] != num_steps):
             raise ValueError(
@@ -97,16 +101,7 @@ def run_functions(batch_fn: Any, key: Any, record: Any) -> None:
         )
     if record is not None:
         require_function(record, "record(state, data)", "a function, or None for no trace")
-    if key is None:
-        return
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    is_raw = dtype is not None and dtype == jnp.uint32 and shape is not None and len(shape) == 1
-    if not (is_typed and shape == ()) and not is_raw:
-        what = f"{dtype}{list(shape)}" if shape is not None else repr(key)
-        raise TypeError(
-            f"key is {what}, not one PRNG key; pass jax.random.key(0), and many keys through vmap."
-        )
+    prng_key("key", key)
 
 
 def adjoint_serves(adjoint: Any, transition: Transition) -> None:

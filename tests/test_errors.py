@@ -487,9 +487,8 @@ def test_raw_keys_are_keys():
 
 @pytest.mark.parametrize("rate", ["0.1", None, lambda hparams: "0.1"], ids=["text", "none", "read"])
 def test_rates_that_are_no_numbers(rate):
-    rule = hg.sgd(square, learning_rate=rate)
     with pytest.raises(TypeError, match=r"a hyperparameter of the rule is .*; pass a number"):
-        hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=1)
+        hg.unroll(hg.sgd(square, learning_rate=rate), jnp.ones(2), {"l2": 0.1}, None, num_steps=1)
     rule = hg.momentum(loss, learning_rate=lambda hparams: {"w": "0.1", "b": 0.1}, momentum=0.9)
     with pytest.raises(TypeError, match=r"learning_rate\['w'\] is '0.1'; it must be a number or"):
         hg.unroll(rule, START, {"l2": 0.1}, jnp.zeros(3), num_steps=1)

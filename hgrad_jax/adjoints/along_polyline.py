@@ -17,6 +17,7 @@ from hgrad_jax.closures import (
     require_none_recorded,
     separate,
 )
+from hgrad_jax.functions import INT32_END
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.polyline import Clip, pull_back, remember
 from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_run_info, hparams_of, steps
@@ -140,3 +141,5 @@ def require_count(name: str, value: Any, least: int) -> None:
     is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_int or value < least:
         raise ValueError(f"{name} is {value!r}; it must be an int of at least {least}.")
+    if value >= INT32_END:
+        raise ValueError(f"{name} is {value}; steps are counted in int32, below 2**31.")

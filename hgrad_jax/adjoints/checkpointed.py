@@ -6,9 +6,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint, Run, Work
+from hgrad_jax.functions import as_int
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
@@ -42,7 +42,7 @@ class Checkpointed(Adjoint):
     branching: int | None = None
 
     def __post_init__(self):
-        is_int = isinstance(self.branching, int | np.integer)
+        is_int = as_int(self.branching) is not None
         if self.branching is not None and (not is_int or self.branching < 2):
             raise ValueError(
                 f"branching is {self.branching!r}; it must be an int of at least 2, or None for "
@@ -60,10 +60,11 @@ class Checkpointed(Adjoint):
         if self.branching is None:
             inner = math.isqrt(num_steps - 1) + 1
             return (-(-num_steps // inner), inner)
+        branching = min(self.branching, max(num_steps, 2))
         depth = 1
-        while self.branching**depth < num_steps:
+        while branching**depth < num_steps:
             depth += 1
-        return (self.branching,) * depth
+        return (branching,) * depth
 
     def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the last state, the info, and the trace `[T]`."""

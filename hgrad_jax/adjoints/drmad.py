@@ -14,6 +14,7 @@ from hgrad_jax.adjoints.along_polyline import (
     undoing_budget,
 )
 from hgrad_jax.adjoints.base import Work
+from hgrad_jax.arguments import narrow
 from hgrad_jax.functions import is_number
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
@@ -42,6 +43,7 @@ class EarlyDisplacement:
     def __post_init__(self):
         if not is_number(self.factor) or not 0 < self.factor < np.inf:
             raise ValueError(f"factor is {self.factor!r}; it must be a positive number.")
+        object.__setattr__(self, "factor", narrow(self.factor))
         require_count("num_steps", self.num_steps, 1)
 
     def reverse_steps(

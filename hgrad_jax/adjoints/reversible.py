@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
+from hgrad_jax.arguments import take_fields
 from hgrad_jax.closures import (
     instantiated,
     is_differentiated,
@@ -72,6 +73,7 @@ class Reversible(Adjoint):
             # A tuple, so that the object can be hashed.
             bounds = tuple(sorted(self.smallest_decay.items()))
             object.__setattr__(self, "smallest_decay", bounds)
+        take_fields(self)
         for bound in self.bounds().values():
             if not is_number(bound) or not 0 < bound <= 1:
                 raise ValueError(

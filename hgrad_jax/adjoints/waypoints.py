@@ -14,6 +14,7 @@ from hgrad_jax.adjoints.along_polyline import (
     undoing_budget,
 )
 from hgrad_jax.adjoints.base import Work
+from hgrad_jax.functions import as_int
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
 from hgrad_jax.types import Array, Params, State, Transition
@@ -42,7 +43,7 @@ class EqualArcLength:
     order: int = 1
 
     def __post_init__(self):
-        if self.order not in (1, 2):
+        if as_int(self.order) not in (1, 2):
             raise ValueError(f"order is {self.order!r}; it must be 1 (length) or 2 (bending).")
 
     def place(self, trajectory: Trajectory, state: State, inputs: Inputs, count: int) -> Array:

@@ -105,7 +105,7 @@ def split(data: T, sizes: Sequence[int] | Sequence[float], *, seed: int) -> tupl
 
 def _ends(sizes: Sequence[int] | Sequence[float], n: int) -> np.ndarray:
     """Returns where each part ends in the permutation."""
-    is_sequence = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
+    is_sequence = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str | bytes)
     if not is_sequence or not all(map(is_number, sizes)):
         raise ValueError(
             f"sizes is {sizes!r}; it must be a sequence of numbers of examples, such as "

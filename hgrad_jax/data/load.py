@@ -51,7 +51,10 @@ def load(
         "usps": lambda: _without_validation(load_usps(data_dir)),
     }
     if name not in loaders:
-        raise ValueError(f"there is no data set {name!r}: the known ones are {', '.join(loaders)}.")
+        raise ValueError(
+            f"name is {name!r}: there is no data set {name!r}: the known ones are "
+            f"{', '.join(loaders)}."
+        )
     return loaders[name]()
 
 

@@ -13,6 +13,7 @@ from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.text_table import aligned, name_of
+from hgrad_jax.functions import INT32_END, as_int
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
@@ -154,10 +155,14 @@ def compare(
     """
     if isinstance(adjoints, Adjoint):
         raise TypeError(f"adjoints is {adjoints!r}; put it into a list.")
+    if not isinstance(adjoints, Sequence | Mapping) or isinstance(adjoints, str | bytes):
+        raise TypeError(f"adjoints is {adjoints!r}; give a list, such as [hg.Reversible()].")
+    if not isinstance(reference, Adjoint | None):
+        raise TypeError(f"reference is {reference!r}; it must be an adjoint, such as Direct().")
     if not adjoints:
         raise ValueError("adjoints is empty; give at least one, such as [hg.Reversible()].")
-    if not isinstance(repeats, int | np.integer) or repeats < 0:
-        raise ValueError(f"repeats is {repeats!r}; it must be an int of at least 0.")
+    if as_int(repeats) is None or not 0 <= repeats < INT32_END:
+        raise ValueError(f"repeats is {repeats!r}; it must be an int of at least 0, below 2**31.")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, hparams, data, outer_data))):
         raise TypeError("compare measures programs and cannot run inside jit, grad or vmap.")
     named = (

@@ -18,6 +18,7 @@ from jax.core import Tracer
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.arguments import taken
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.gradient_entries import compared
 from hgrad_jax.diagnostics.gradient_report import GradientReport
@@ -176,6 +177,8 @@ def check_gradient(
       params along v  -11.3625     -11.25  2e-13  9e-03  forward  WRONG
       2 entries, 2 wrong, 0 unreliable
     """
+    if gradient is not None and not callable(gradient):
+        raise TypeError(f"gradient is {gradient!r}; pass a function, or None for jax.grad's.")
     settings = _settings(num_samples, step, tolerance, seed)
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}; pass a function loss(params, *args) -> scalar.")
@@ -229,6 +232,7 @@ def _settings(num_samples: Any, step: Any, tolerance: Any, seed: Any) -> dict[st
         is_int = isinstance(setting, int | np.integer) and not isinstance(setting, bool)
         if not is_int or setting < least:
             raise ValueError(f"{name} is {setting!r}; it must be an int of at least {least}.")
+    step, tolerance = taken(step=step, tolerance=tolerance)
     for name, setting in {"step": step, "tolerance": tolerance}.items():
         if not 0 < setting < np.inf:
             raise ValueError(f"{name} is {setting!r}; it must be a positive number.")

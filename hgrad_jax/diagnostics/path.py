@@ -62,6 +62,7 @@ def path_of(
       TypeError: as `unroll`.
     """
     validate.adjoint_serves(Direct(), transition)
+    validate.run_functions(batch_fn, key, None)
     is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
     require_count("every", every, 1, num_steps, "num_steps")
     trajectory = Trajectory(

@@ -20,6 +20,7 @@ from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.forward_mode import ForwardMode
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.adjoints.waypoints import Waypoints
+from hgrad_jax.arguments import taken
 from hgrad_jax.diagnostics.plan_measure import Problem, estimated_seconds, temp_bytes
 from hgrad_jax.diagnostics.text_table import aligned, in_bytes, name_of
 from hgrad_jax.hypergradient import Objective
@@ -152,7 +153,7 @@ def plan(
       >>> [row.why_not is None for row in found.rows]
       [False, True, False]
     """
-    _require(memory, adjoints)
+    _require(memory, adjoints, is_timed)
     _require_values((params, hparams, data, outer_data, key))
     problem = Problem(
         objective,
@@ -240,7 +241,8 @@ def _recommend(rows: Sequence[Row], memory: float) -> tuple[Adjoint | None, str]
     )
 
 
-def _require(memory: Any, adjoints: Any) -> None:
+def _require(memory: Any, adjoints: Any, is_timed: Any) -> None:
+    taken(is_timed=is_timed)
     is_number = isinstance(memory, int | float | np.number) and not isinstance(memory, bool)
     if not is_number or not memory > 0:
         raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes.")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.diagnostics.figures import new_axes
 from hgrad_jax.diagnostics.path import path_of, require_count
 from hgrad_jax.trees import layout
@@ -123,6 +124,7 @@ def projections(
       1.000000
       >>> figure = found.plot()
     """
+    taken(coordinate_key=coordinate_key)
     path = path_of(
         transition,
         params,

@@ -17,6 +17,7 @@ from hgrad_jax.check import check
 from hgrad_jax.diagnostics.figures import new_axes, positive
 from hgrad_jax.diagnostics.path import Path, norm, path_of
 from hgrad_jax.elementary.kick_drift import PARAMS, undo
+from hgrad_jax.functions import is_number
 from hgrad_jax.trajectory import batch_and_key, hparams_of, steps
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, State, Transition
 from hgrad_jax.unroll import vjp
@@ -136,7 +137,7 @@ def reversal_errors(
         )
     adjoint = adjoint or Reversible()
     adjoint_serves(adjoint, transition)
-    if isinstance(tolerance, bool) or not tolerance > 0:
+    if not is_number(tolerance) or not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance!r}; it must be a positive float.")
     path = path_of(
         transition,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise, merge, root
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
 from hgrad_jax.elementary.kick_drift import PARAMS, Slot, kick_drift
@@ -116,6 +117,7 @@ def adamw(
       >>> hg.unroll(rule, jnp.array([1.0, -4.0]), {"learning_rate": 0.25}, None, num_steps=1).params
       Array([ 0.625, -3.25 ], dtype=float32)
     """
+    learning_rate, weight_decay = taken(learning_rate=learning_rate, weight_decay=weight_decay)
 
     def kept(hparams: Hparams, count: Array) -> dict[str, Any]:
         rate, strength = read(learning_rate, hparams), read(weight_decay, hparams)
@@ -138,6 +140,8 @@ def _adam(
     position: Slot,
 ) -> Transition:
     """Builds both rules; `kept(hparams, count)` is the decay of the parameters, if any."""
+    learning_rate, b1, b2, eps = taken(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+    (position,) = taken(position=position)
 
     def kick(gradient: Params, hparams: Hparams, count: Array) -> dict[str, Params]:
         first = elementwise(lambda g, b1: (1 - b1) * g, gradient, b1=read(b1, hparams))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.kick_drift import KickDrift, KickDriftState, Slot, from_exact
 from hgrad_jax.elementary.source import Source, field, read
@@ -71,6 +72,7 @@ def average(
       >>> out.params, out.state.inner.params
       (Array([0.71875], dtype=float32), Array([0.25], dtype=float32))
     """
+    decay, slot = taken(decay=decay, slot=slot)
     return _averaged(transition, lambda hparams, count: read(decay, hparams), slot)
 
 
@@ -100,6 +102,7 @@ def polyak_average(transition: Transition, *, slot: Slot = Slot(smallest_decay=0
       >>> print(f"{out.params:.4f}")  # (1 + 1/2 + 1/4) / 3
       0.5833
     """
+    (slot,) = taken(slot=slot)
 
     def decay(hparams: Hparams, count: Array) -> Array:
         return (count + 1) / (count + 2)

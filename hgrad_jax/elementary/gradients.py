@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_array, require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 GradientFn = Callable[[Params, Hparams, Batch, Array | None], Params]
@@ -32,6 +32,7 @@ def backpropagation(loss: Loss) -> GradientFn:
     >>> backpropagation(lambda params, hparams, batch, key: params**2)(3.0, {}, None, None)
     Array(6., dtype=float32, weak_type=True)
     """
+    _require_loss(loss)
 
     def gradient(params, hparams, batch, key):
         return jax.grad(scalar(loss))(params, hparams, batch, key)
@@ -45,9 +46,7 @@ def gradient_from(provider: GradientProvider, loss: Loss) -> GradientFn:
     Raises:
       TypeError: the loss is no function, or the provider is none or does not return one.
     """
-    require_function(
-        loss, "loss(params, hparams, batch, key)", "a function that returns a floating-point scalar"
-    )
+    _require_loss(loss)
     require_function(
         provider,
         "gradient(loss)",
@@ -55,8 +54,15 @@ def gradient_from(provider: GradientProvider, loss: Loss) -> GradientFn:
     )
     gradient = provider(loss)
     returned = "what_gradient_returned(params, hparams, batch, key)"
-    require_function(gradient, returned, "a provider that returns such a function")
+    way_out = "as gradient= a provider that returns such a function"
+    require_function(gradient, returned, way_out)
     return gradient
+
+
+def _require_loss(loss: Loss) -> None:
+    require_function(
+        loss, "loss(params, hparams, batch, key)", "a function that returns a floating-point scalar"
+    )
 
 
 def scalar(loss: Loss, name: str = "loss") -> Loss:
@@ -74,6 +80,11 @@ def scalar(loss: Loss, name: str = "loss") -> Loss:
                 f"{name} returned a {type(value).__name__}; it must return one floating-point "
                 "number and nothing beside it: what else it computes, `record` can compute after "
                 "the step."
+            )
+        if not is_array(value):
+            raise ValueError(
+                f"{name} returned a {type(value).__name__}; it must return one floating-point "
+                "number."
             )
         shape, dtype = jnp.shape(value), jnp.result_type(value)
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax import arguments
 from hgrad_jax.elementary.gradients import (
     GradientFn,
     GradientProvider,
@@ -31,7 +32,7 @@ from hgrad_jax.elementary.gradients import (
     gradient_from,
 )
 from hgrad_jax.exact.fixed_point import DEFAULT_FRACTION_BITS
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import is_array, require_function
 from hgrad_jax.trees import is_like, shown, spread
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition, Update
 
@@ -168,7 +169,13 @@ def kick_drift(
       >>> print(f"{jax.grad(end)(jnp.float32(0.01)):.4f}")
       -6.0000
     """
-    _require_pieces(slots, kick=kick, drift=drift, decays=decays, couple=couple, init=init)
+    _require_pieces(slots, coupled, kick=kick, drift=drift, decays=decays, couple=couple, init=init)
+    if not set(coupled) <= set(slots):
+        raise ValueError(f"coupled is {coupled!r}, but slots has {list(slots)}; name some of them.")
+    coupled = tuple(coupled)
+    is_elementwise = arguments.flag("is_elementwise", is_elementwise)
+    params = arguments.slot("params", params)
+    slots = {name: arguments.slot(name, each) for name, each in slots.items()}
     if PARAMS in slots:
         raise ValueError(
             f"slots has {PARAMS!r}, the name of the positions; call the slot otherwise."
@@ -293,7 +300,7 @@ def from_update(
 
 
 def _require_pieces(
-    slots: Any, *, kick: Any, drift: Any, decays: Any, couple: Any, init: Any
+    slots: Any, coupled: Any, *, kick: Any, drift: Any, decays: Any, couple: Any, init: Any
 ) -> None:
     """Raises a TypeError if a piece of a rule is not of the kind it must be."""
     require_function(kick, "kick(gradient, hparams, count)", "a function that returns a dict")
@@ -304,12 +311,15 @@ def _require_pieces(
         require_function(couple, call, "a function that returns a dict, or None")
     if init is not None:
         require_function(init, "init(params, hparams)", "a function that returns a dict, or None")
-    is_mapping = isinstance(slots, Mapping)
-    given = list(slots.values()) if is_mapping else [slots]
-    wrong = [slot for slot in given if not isinstance(slot, Slot)]
+    is_names = isinstance(coupled, tuple | list) and all(isinstance(x, str) for x in coupled)
+    if not is_names:
+        raise TypeError(f"coupled is {coupled!r}; it must be a tuple of names of slots.")
+    wrong = [repr(slots)]
+    if isinstance(slots, Mapping):
+        wrong = [f"{x!r} for {name!r}" for name, x in slots.items() if not isinstance(x, Slot)]
     if wrong:
         raise TypeError(
-            f"slots has {wrong[0]!r}; it must be a dict of names and hg.Slot(), such as "
+            f"slots has {wrong[0]}; it must be a dict of names and hg.Slot(), such as "
             '{"velocity": hg.Slot()}.'
         )
 
@@ -322,7 +332,7 @@ def floats(tree: Params, name: str) -> Params:
     """
 
     def at(path: Any, x: Any) -> Array:
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        if not is_array(x) or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
             where = name + jax.tree_util.keystr(path)
             raise TypeError(f"{where} is {x!r}, which has no derivative; write it in floats.")
         return jnp.asarray(x)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientFn, GradientProvider, gradient_from
 from hgrad_jax.elementary.source import Source, field, read
@@ -124,13 +125,14 @@ def add_weight_decay(strength: Source = field("weight_decay")) -> GradientModifi
       strength: wd, by default `hparams["weight_decay"]`: a number or a function of hparams; its
         value is a tree prefix of params: 0 for biases, say.
     """
+    (strength,) = taken(strength=strength)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         return elementwise(
-            lambda g, x, weight_decay: g + weight_decay * x,
+            lambda g, x, strength: g + strength * x,
             gradient,
             params,
-            weight_decay=read(strength, hparams),
+            strength=read(strength, hparams),
         )
 
     return modify
@@ -146,13 +148,14 @@ def clip_by_value(bound: Source = field("clip")) -> GradientModifier:
     Raises:
       ValueError: the bound is a negative number.
     """
+    (bound,) = taken(bound=bound)
     _require_bound(bound, "clip_by_value")
 
-    def limit(g: Array, clip: Array) -> Array:
-        return jnp.where(jnp.abs(g) > clip, jnp.sign(g) * clip, g)
+    def limit(g: Array, bound: Array) -> Array:
+        return jnp.where(jnp.abs(g) > bound, jnp.sign(g) * bound, g)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
-        return elementwise(limit, gradient, clip=read(bound, hparams))
+        return elementwise(limit, gradient, bound=read(bound, hparams))
 
     return modify
 
@@ -170,13 +173,14 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
     Raises:
       ValueError: the bound is a negative number, or, when the modifier is traced, no scalar.
     """
+    (bound,) = taken(bound=bound)
     _require_bound(bound, "clip_by_norm")
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         c = read(bound, hparams)
         if len(jax.tree.leaves(c)) != 1 or jnp.shape(jax.tree.leaves(c)[0]) != ():
             raise ValueError(
-                f"clip_by_norm bounds one norm over all tensors by one number: got {c!r}; "
+                f"bound is {c!r}, but clip_by_norm bounds one norm over all tensors by one number; "
                 "clip_by_value takes a bound for each."
             )
         squares = [
@@ -228,6 +232,7 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
       >>> all(bool(bar != 0) for bar in bars)
       True
     """
+    (scale,) = taken(scale=scale)
     _require_bound(scale, "add_noise", "scale")
 
     def modify(gradient: Params, params: Params, hparams: Hparams, key: Array) -> Params:
@@ -239,10 +244,10 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
         ]
         noise = jax.tree.unflatten(treedef, drawn)
         return elementwise(
-            lambda g, e, noise_scale: g + noise_scale * e,
+            lambda g, e, scale: g + scale * e,
             gradient,
             noise,
-            noise_scale=read(scale, hparams),
+            scale=read(scale, hparams),
         )
 
     return RandomModifier(modify)

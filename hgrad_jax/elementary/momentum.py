@@ -8,6 +8,7 @@ gradient with the rate of its own step.
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
 from hgrad_jax.elementary.kick_drift import Slot, kick_drift
 from hgrad_jax.elementary.source import Source, field, read
@@ -44,7 +45,7 @@ def momentum(
       >>> hg.unroll(rule, jnp.ones(1), hparams, None, num_steps=1).params
       Array([0.5], dtype=float32)
     """
-    rate, decay = learning_rate, momentum
+    rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
 
     def kick(gradient, hparams, count):
         factor = jax.tree.map(lambda g: g - 1.0, read(decay, hparams))
@@ -87,7 +88,7 @@ def heavy_ball(
       >>> hg.unroll(rule, jnp.ones(1), {}, None, num_steps=2).params
       Array([0.4375], dtype=float32)
     """
-    rate, decay = learning_rate, momentum
+    rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
 
     def drift(slots, hparams, count):
         return jax.tree.map(
@@ -132,7 +133,7 @@ def classical_momentum(
                      slots={'velocity': Array([-0.3125], dtype=float32)},
                      count=Array(2, dtype=int32))
     """
-    rate, decay = learning_rate, momentum
+    rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
 
     def kick(gradient, hparams, count):
         step = multiply(read(rate, hparams), gradient, "learning_rate")

@@ -1,5 +1,6 @@
 """Nesterov's accelerated gradient."""
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.forward_only import Slots, forward_only
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
@@ -39,6 +40,7 @@ def nesterov(
       >>> hg.unroll(rule, jnp.ones(1), {"learning_rate": 0.5}, None, num_steps=1).params
       Array([0.25], dtype=float32)
     """
+    learning_rate, momentum = taken(learning_rate=learning_rate, momentum=momentum)
 
     def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         settings = {

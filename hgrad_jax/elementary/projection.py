@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.average import AVERAGE, AverageState
 from hgrad_jax.elementary.source import Source, read
@@ -34,6 +35,7 @@ def project_to_box(transition: Transition, *, lower: Source, upper: Source) -> T
       Array([0.  , 0.75], dtype=float32)
     """
     require_transition(transition)
+    lower, upper = taken(lower=lower, upper=upper)
     if transition.exact is not None and AVERAGE in transition.exact.slots:
         raise ValueError(AVERAGED)
 

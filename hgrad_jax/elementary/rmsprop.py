@@ -6,6 +6,7 @@ alone, which a run backwards still has.
 
 from typing import Any
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.adam import SECOND_MOMENT
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.forward_only import Slots, forward_only
@@ -48,6 +49,7 @@ def rmsprop(
       >>> hg.unroll(rule, jnp.array([1.0, -4.0]), {"learning_rate": 0.25}, None, num_steps=1).params
       Array([ 0.5, -3.5], dtype=float32)
     """
+    learning_rate, decay, eps = taken(learning_rate=learning_rate, decay=decay, eps=eps)
 
     def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         squares = elementwise(
@@ -111,6 +113,9 @@ def rmsprop_momentum(
       >>> hg.unroll(rule, jnp.array([1.0, -4.0]), hparams, None, num_steps=1).params
       Array([ 0.5, -3.5], dtype=float32)
     """
+    learning_rate, momentum, decay, eps = taken(
+        learning_rate=learning_rate, momentum=momentum, decay=decay, eps=eps
+    )
 
     def kick(gradient: Params, hparams: Hparams, count: Array) -> dict[str, Params]:
         squares = elementwise(

@@ -1,5 +1,6 @@
 """Plain gradient descent."""
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise
 from hgrad_jax.elementary.forward_only import Slots, forward_only
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
@@ -33,6 +34,7 @@ def sgd(
       >>> hg.unroll(rule, jnp.ones(1), {"learning_rate": 0.5}, None, num_steps=2).params
       Array([0.25], dtype=float32)
     """
+    (learning_rate,) = taken(learning_rate=learning_rate)
 
     def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         rate = read(learning_rate, hparams)

@@ -19,6 +19,8 @@ def field(name: str) -> Callable[[Hparams], Any]:
     >>> field("momentum")({"momentum": 0.9})
     0.9
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; it must be that of an entry of hparams, a str.")
 
     def read_field(hparams):
         if isinstance(hparams, Mapping) and name in hparams:

@@ -68,8 +68,14 @@ def _made(
         array = jnp.asarray(x, dtype)
         return jnp.where((array > low) & (array < high), from_value(array), jnp.nan)
 
+    def valued(path: Any, u: Any) -> Array:
+        if not _is_real(u):
+            where = "u" + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {u!r}, no real number, which {name} could be the map of.")
+        return to_value(jnp.asarray(u, jnp.result_type(float, u)))
+
     return Parametrization(
-        lambda u: jax.tree.map(lambda v: to_value(jnp.asarray(v, jnp.result_type(float, v))), u),
+        lambda u: jax.tree_util.tree_map_with_path(valued, u, is_leaf=lambda _: u is None),
         # None in a tree is a place without a leaf; alone it is a value that somebody forgot.
         lambda x: jax.tree_util.tree_map_with_path(checked, x, is_leaf=lambda _: x is None),
     )

@@ -10,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.source import Source, field, read
+from hgrad_jax.functions import require_function
 from hgrad_jax.hyper.penalties import l2
 from hgrad_jax.trees import multiply, spread
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
+from hgrad_jax.validate import floating
 
 
 def rescaled(
@@ -40,12 +43,18 @@ def rescaled(
       >>> hg.hyper.rescaled(loss)(jnp.array([3.0]), hparams, None, None).item()
       15.0
     """
+    require_function(
+        loss, "loss(params, hparams, batch, key)", "a function that returns a floating-point scalar"
+    )
+    log_scale, log_penalty = taken(log_scale=log_scale, log_penalty=log_penalty)
 
     def of_z(params: Params, hparams: Hparams, batch: Batch, key: Array | None) -> Array:
         value = loss(weights_of(params, read(log_scale, hparams)), hparams, batch, key)
         if log_penalty is None:
             return value
-        coefficients = jax.tree.map(lambda x: 2 * jnp.exp(x), read(log_penalty, hparams))
+        strength = read(log_penalty, hparams)
+        spread(strength, params, "log_penalty")  # which says what is wrong with it, if anything
+        coefficients = jax.tree.map(lambda x: 2 * jnp.exp(x), strength)
         return value + l2(params, coefficients)
 
     return of_z
@@ -58,5 +67,6 @@ def weights_of(params: Params, log_scale: Any) -> Params:
       params: z.
       log_scale: s, a tree prefix of z.
     """
+    params = floating(params, "params")
     spread(log_scale, params, "log_scale")  # which says what is wrong with it, if anything
     return multiply(jax.tree.map(jnp.exp, log_scale), params, "log_scale")

@@ -154,10 +154,11 @@ def by_shape(shape_map: ShapeMap) -> Sharing:
 
     def expand(small: Any, params: Params) -> Params:
         wanted = shapes(params)
-        if not is_like(small, wanted):
+        is_numeric = all(map(is_array, jax.tree.leaves(small)))
+        if not is_numeric or not is_like(small, wanted):
             raise ValueError(
-                f"a sharing map expands a tree of shapes {shown(wanted)} for these params: got "
-                f"{shown(small)}; make it with its init."
+                f"small: a sharing map expands a tree of shapes {shown(wanted)} for these params: "
+                f"got {shown(small) if is_numeric else small}; make it with its init."
             )
         return jax.tree.map(
             lambda s, x: jnp.broadcast_to(s, x.shape).astype(x.dtype), small, params

@@ -101,6 +101,14 @@ def activity_forward_gradient(
         )
     call = "example_losses(params, hparams, batch, key)"
     require_function(example_losses, call, "a function that returns one loss for each example")
+    if penalty is not None:
+        require_function(penalty, "penalty(params, hparams)", "a function, or None")
+    is_modules = isinstance(layers, tuple) and all(isinstance(x, type) for x in layers)
+    if not is_modules:
+        raise TypeError(
+            f"layers is {layers!r}; it must be a tuple of classes of flax modules, such as "
+            "(flax.linen.Dense,)."
+        )
     found_separate = set()  # shapes for which examples were found not to mix
 
     def provider(loss):

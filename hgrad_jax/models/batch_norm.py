@@ -10,9 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import FlaxError
 from jax import Array
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
+from hgrad_jax.functions import positive_int
+from hgrad_jax.models.settings import require_model
+from hgrad_jax.validate import floating
 
 
 class BatchNorm(nn.Module):
@@ -40,6 +45,7 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: train is False and there are no statistics.
         """
+        (epsilon,) = taken(epsilon=self.epsilon)
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -58,7 +64,7 @@ class BatchNorm(nn.Module):
                 "train=False needs the statistics of the training data: apply the model to "
                 '{"params": params, "batch_stats": batch_statistics(model, params, inputs)}.'
             )
-        return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        return (x - mean) * jax.lax.rsqrt(var + epsilon) * scale + bias
 
 
 def batch_statistics(
@@ -88,6 +94,13 @@ def batch_statistics(
     >>> {name: value.tolist() for name, value in batch_statistics(layer, params, x).items()}
     {'mean': [3.0, 4.0], 'var': [5.0, 5.0]}
     """
+    require_model(model)
+    params = floating(params, "params")
+    (inputs,) = taken(inputs=inputs)
+    if not inputs.ndim:
+        raise ValueError("inputs is one number; it must be an array [N, *shape] of examples.")
+    if batch_size is not None:
+        batch_size = positive_int("batch_size", batch_size, ", or None")
     n = num_examples(inputs)
     size = n if batch_size is None else batch_size
     if not 1 <= size <= n:
@@ -109,7 +122,10 @@ def batch_statistics(
 
 def _measure(model: nn.Module, params: Any, batch: Array) -> Any:
     """Returns the collection `batch_stats` for one batch, without dropout."""
-    _, updated = model.apply({"params": params}, batch, train=False, mutable=["batch_stats"])
+    try:
+        _, updated = model.apply({"params": params}, batch, train=False, mutable=["batch_stats"])
+    except FlaxError as error:
+        raise ValueError(f"params and inputs do not fit the model: {error}") from error
     return updated.get("batch_stats", {})
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from flax import linen as nn
 from jax import Array
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.models.batch_norm import BatchNorm
 from hgrad_jax.models.initializers import Initializer, lecun_normal, zeros
 from hgrad_jax.models.settings import (
@@ -53,6 +54,7 @@ class SoftmaxRegression(nn.Module):
         """
         del train
         num_classes = require_num_classes(self.num_classes)
+        taken(use_bias=self.use_bias)
         require_callables(kernel_init=self.kernel_init, bias_init=self.bias_init)
         x = x.reshape((x.shape[0], -1))
         return nn.Dense(
@@ -111,6 +113,7 @@ class MLP(nn.Module):
             )
         *widths, out = require_widths("features", self.features)
         require_rate(self.dropout_rate)
+        taken(batch_norm=self.batch_norm, use_bias=self.use_bias)
         require_callables(activation=self.activation, bias_init=self.bias_init)
         x = x.reshape((x.shape[0], -1))
         *hidden, last = _each(self.kernel_init, len(widths) + 1)
@@ -181,6 +184,7 @@ class CNN(nn.Module):
         )
         num_classes = require_num_classes(self.num_classes)
         require_rate(self.dropout_rate)
+        taken(batch_norm=self.batch_norm, use_bias=self.use_bias, max_pool=self.max_pool)
         require_callables(activation=self.activation, bias_init=self.bias_init)
         depth = len(channels)
         halves = (True,) * depth if self.halves is None else self.halves

@@ -22,6 +22,8 @@ from flax.linen.initializers import normal as scaled_normal
 from flax.linen.initializers import zeros as zeros
 from jax import Array
 
+from hgrad_jax.arguments import taken
+
 Initializer = Callable[..., Array]
 """`init(key, shape, dtype) -> array`."""
 
@@ -53,6 +55,7 @@ def uniform(low: float, high: float) -> Initializer:
     >>> bool((weights >= -0.5).all() and (weights < 0.5).all())
     True
     """
+    low, high = taken(low=low, high=high)
     if not low < high:
         raise ValueError(f"uniform draws from [low, high): low is {low!r} and high {high!r}.")
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hgrad_jax.arguments import taken
+
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Returns the mean over examples of -sum_c q_c log softmax(logits)_c.
@@ -25,7 +27,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])) == jnp.log(4.0)
     Array(True, dtype=bool)
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = taken(logits=logits, labels=labels)
     is_index = _is_index(logits, labels)
     log_probs = jax.nn.log_softmax(logits)
     if not is_index:
@@ -67,7 +69,7 @@ def is_misclassified(logits: Array, labels: Array) -> Array:
 
     Args, Raises: as `error_rate`.
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = taken(logits=logits, labels=labels)
     classes = labels if _is_index(logits, labels) else jnp.argmax(labels, axis=-1)
     return (jnp.argmax(logits, axis=-1) != classes) | jnp.isnan(logits).any(-1)
 

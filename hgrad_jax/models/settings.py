@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hgrad_jax.functions import as_int, is_number
+from hgrad_jax.functions import INT32_END, as_int, is_number, positive_int, require_function
 
 
 def require_widths(name: str, widths: Any) -> tuple[int, ...]:
@@ -14,7 +14,7 @@ def require_widths(name: str, widths: Any) -> tuple[int, ...]:
     """
     is_sequence = isinstance(widths, Sequence) and not isinstance(widths, str)
     found = [as_int(width) for width in widths] if is_sequence else [None]
-    if any(width is None or width < 1 for width in found):
+    if any(width is None or not 1 <= width < INT32_END for width in found):
         raise ValueError(f"{name} is {widths!r}; give widths of layers, positive ints: (50, 10).")
     return tuple(width for width in found if width is not None)
 
@@ -25,10 +25,7 @@ def require_num_classes(num_classes: Any) -> int:
     Raises:
       ValueError: it is no positive int.
     """
-    found = as_int(num_classes)
-    if found is None or found < 1:
-        raise ValueError(f"num_classes is {num_classes!r}; it must be a positive int.")
-    return found
+    return positive_int("num_classes", num_classes)
 
 
 def require_callables(**functions: Any) -> None:
@@ -38,9 +35,11 @@ def require_callables(**functions: Any) -> None:
       TypeError: it is something else, such as a name.
     """
     for name, function in functions.items():
+        example = "hgrad_jax.models.lecun_normal()" if "init" in name else "flax.linen.relu"
         if not callable(function):
-            example = "hgrad_jax.models.lecun_normal()" if "init" in name else "flax.linen.relu"
             raise TypeError(f"{name} is {function!r}; pass a function such as {example}.")
+        arguments = "(key, shape, dtype)" if "init" in name else "(x)"
+        require_function(function, name + arguments, f"a function such as {example}")
 
 
 def require_rate(dropout_rate: Any) -> None:

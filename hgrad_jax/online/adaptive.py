@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.functions import positive_int
 from hgrad_jax.online.batches import Period, folded, split
 from hgrad_jax.online.learned import (
@@ -114,6 +115,7 @@ def adaptive(
     outer = validation(valid_loss)
     meta = learner(learned, make_tx, bounds)
     every = positive_int("every", every)
+    (is_restarted,) = taken(is_restarted=is_restarted)
     window = positive_int("window", window)
     if window > every:
         raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation, gradient_from
 from hgrad_jax.elementary.kick_drift import KickDriftState
@@ -142,6 +143,7 @@ def hypergradient_descent(
       >>> hg.unroll(rule, jnp.float32(1), hparams, None, num_steps=2, record=rates).trace
       Array([0.5  , 0.625], dtype=float32)
     """
+    (hyper_rate,) = taken(hyper_rate=hyper_rate)
     at = gradient_from(gradient, loss)
     require_function(rule, "rule(loss)", "hg.sgd or hg.adam, without calling it")
     inner = rule(loss)

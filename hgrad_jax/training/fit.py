@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.digest import digest
@@ -141,6 +142,7 @@ def fit(
     """
     _refuse_traced(params, hparams, train, valid, metrics_args, train_sample, key)
     num_epochs = positive_int("num_epochs", num_epochs)
+    (progress,) = taken(progress=progress)
     validate.adjoint_serves(Direct(), transition)
     validate.run_functions(batch_fn, key, None)
     _refuse_settings(loss, metrics, metrics_args, epoch_hparams, checkpoints)

@@ -16,7 +16,7 @@ from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.devices import mesh_of, replicated, spread
-from hgrad_jax.functions import positive_int, require_function, traced
+from hgrad_jax.functions import positive_int, require_arrays, require_function, traced
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
 from hgrad_jax.trajectory import all_finite
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -108,6 +108,11 @@ def meta_step(
     num_runs = positive_int("num_runs", num_runs)
     validate.run_functions(batch_fn, key, None)
     require_optimizer(optimizer)
+    for name, data in (("train", train), ("valid", valid)):
+        require_arrays(data, name)
+    if not callable(init_params):
+        validate.floating(init_params, "init_params")
+    hparams = validate.floating(hparams, "hparams")
     wanted = jax.tree.structure(jax.eval_shape(optimizer.init, hparams))
     if jax.tree.structure(opt_state) != wanted:
         raise ValueError(

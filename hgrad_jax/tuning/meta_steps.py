@@ -16,6 +16,7 @@ import optax
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.arguments import taken
 from hgrad_jax.functions import positive_int
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.trajectory import all_finite
@@ -122,6 +123,8 @@ def meta_steps(
     """
     num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
     num_runs = positive_int("num_runs", num_runs)
+    fresh_seeds, fresh_splits = taken(fresh_seeds=fresh_seeds, fresh_splits=fresh_splits)
+    validate.run_functions(batch_fn, key, None)
     require_optimizer(optimizer)
     hparams = strong(validate.floating(hparams, "hparams"))
     checks.require_tuned(hparams)
@@ -137,7 +140,7 @@ def meta_steps(
         parts = train, valid
         if fresh_splits and (split_key := meta_step_key(key, SPLIT_ROLE, k)) is not None:
             parts = resplit(train, valid, split_key)
-        taken = meta_step(
+        tried = meta_step(
             objective,
             transition,
             init_params,
@@ -154,11 +157,16 @@ def meta_steps(
             adjoint=adjoint,
         )
         # An optimizer may make numbers of a NaN, and go on as if nothing had happened.
-        is_sound = all_finite((hparams, taken.gradient))
-        after = jax.tree.map(lambda x: jnp.where(is_sound, x, jnp.nan), taken.hparams)
-        found = taken.found
-        checks.require_stable(carry, (after, taken.opt_state))
-        return (after, taken.opt_state), (hparams, found.value, taken.gradient, found.info)
+        is_sound = all_finite((hparams, tried.gradient))
+        after = jax.tree.map(lambda x: jnp.where(is_sound, x, jnp.nan), tried.hparams)
+        found = tried.found
+        checks.require_stable(carry, (after, tried.opt_state))
+        return (after, tried.opt_state), (
+            hparams,
+            found.value,
+            tried.gradient,
+            found.info,
+        )
 
     start = hparams, strong(optimizer.init(hparams))
     end, (path, value, gradient, info) = jax.lax.scan(step, start, jnp.arange(num_meta_steps))

@@ -19,6 +19,7 @@ from hgrad_jax import devices as on
 from hgrad_jax import processes, validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.arguments import taken
 from hgrad_jax.digest import digest
 from hgrad_jax.functions import positive_int, require_arrays
 from hgrad_jax.hypergradient import Objective
@@ -173,6 +174,9 @@ def tune(
         raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_steps is for that.")
     num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
     num_runs = positive_int("num_runs", num_runs)
+    fresh_seeds, fresh_splits, progress = taken(
+        fresh_seeds=fresh_seeds, fresh_splits=fresh_splits, progress=progress
+    )
     checks.require_choices(optimizer, on_bad, records)
     require_metrics(metrics, metrics_args)
     validate.adjoint_serves(adjoint, transition)
@@ -188,8 +192,8 @@ def tune(
     checks.require_finite_start(hparams, "hparams")
     lengths = checks.lengths(num_steps, num_meta_steps, hparams, hparams_axes, run_hparams)
     opt_state = strong(optimizer.init(hparams))
-    params = None if callable(init_params) else validate.floating(init_params, "params")
-    checks.require_finite_start(params, "params")
+    params = None if callable(init_params) else validate.floating(init_params, "init_params")
+    checks.require_finite_start(params, "init_params")
     mesh = on.mesh_of(num_runs, devices, 1 if batch_parts is None else batch_parts)
     if mesh.size == 1 and devices is None and batch_parts is None:
         mesh = None  # as JAX places it

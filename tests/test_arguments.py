@@ -1,0 +1,79 @@
+"""What settings may be: those of the wrong kind are refused by name, traced ones pass."""
+
+# What users pass is wrong on purpose.
+# pyright: reportArgumentType=false
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hgrad_jax as hg
+from hgrad_jax.models import MLP, BatchNorm, uniform
+
+
+def loss(params, hparams, batch, key):
+    return jnp.sum((params - 3.0) ** 2)
+
+
+WRONG = [
+    (lambda: hg.momentum(loss, learning_rate=np.nan), "learning_rate is nan; it must be finite"),
+    (lambda: hg.adam(loss, eps=np.inf), "eps is inf; it must be finite"),
+    (lambda: hg.sgd(loss, learning_rate=lambda: 0.1), r"learning_rate takes \(\), but is called"),
+    (lambda: hg.sgd(loss, learning_rate=object()), "learning_rate: a hyperparameter of the rule"),
+    (lambda: hg.adam(loss, first_moment=None), "slots has None for 'first_moment'"),
+    (lambda: hg.average(hg.sgd(loss), slot=hg.Slot(fraction_bits=64)), "fraction_bits=64; it must"),
+    (lambda: hg.Reversible(share_gradient=np.ones(2)), "share_gradient is array.*True or False"),
+    (lambda: hg.GMRES(max_steps=10**18), r"max_steps is .*; it must be a positive int below 2\*\*"),
+    (lambda: hg.Neumann(np.inf), "step_size is inf"),
+    (lambda: hg.field(3), "name is 3"),
+    (lambda: uniform(0.0, np.inf), "high is inf; it must be finite"),
+    (
+        lambda: hg.Transition(None, loss, loss) and hg.average(hg.Transition(None, loss, loss)),
+        "init",
+    ),
+    (lambda: hg.heavy_ball(int), "loss is the class int"),
+]
+
+
+@pytest.mark.parametrize(("made", "message"), WRONG)
+def test_settings_of_the_wrong_kind(made, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        made()
+
+
+def test_a_layer_of_too_many_units():
+    """Which ended the process, where memory for it was asked for."""
+    with pytest.raises(ValueError, match=r"features is \(10+, 3\); give widths"):
+        MLP((10**18, 3)).init(jax.random.key(0), jnp.ones((1, 2)), train=False)
+    with pytest.raises(ValueError, match="epsilon is nan"):
+        BatchNorm(epsilon=np.nan).init(jax.random.key(0), jnp.ones((2, 2)), train=True)
+
+
+def test_too_many_steps():
+    with pytest.raises(ValueError, match=r"num_steps is 10+; steps are counted in int32"):
+        hg.unroll(hg.sgd(loss), 1.0, {"learning_rate": 0.1}, None, num_steps=10**18)
+
+
+@pytest.mark.parametrize("axes", [np.ones(2), jnp.arange(2), "text"])
+def test_axes_that_are_arrays(axes):
+    with pytest.raises(ValueError, match="hparams_axes has"):
+        hg.unroll(hg.sgd(loss), 1.0, {"learning_rate": 0.1}, None, num_steps=2, hparams_axes=axes)
+
+
+def test_traced_settings_pass():
+    @jax.jit
+    def end(rate, decay):
+        rule = hg.heavy_ball(loss, learning_rate=rate, momentum=lambda hparams: decay)
+        return hg.unroll(rule, jnp.float32(0), {}, None, num_steps=3).params
+
+    by_hand = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
+    wanted = hg.unroll(by_hand, jnp.float32(0), {}, None, num_steps=3).params
+    assert end(0.1, 0.5) == wanted
+    assert jnp.isfinite(jax.grad(end)(0.1, 0.5))
+
+
+def test_a_number_that_int32_cannot_hold_is_a_float():
+    assert hg.Clip(state=10**18).state == 1e18
+    rule = hg.project_to_box(hg.sgd(loss, learning_rate=0.5), lower=0, upper=10**18)
+    assert hg.unroll(rule, jnp.float32(0), {}, None, num_steps=1).params == 3.0
