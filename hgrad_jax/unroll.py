@@ -55,7 +55,8 @@ def unroll(
     """Trains for `num_steps` steps; differentiable in `params` and `hparams` as `adjoint` says.
 
     A program of pure JAX: use it under `jit`, `vmap` and `grad`. Called outside `jit` it compiles
-    anew each time.
+    anew each time. Every function is traced once, whatever passes the adjoint takes, and is
+    differentiated in what it closes over, too.
 
     Args:
       transition: the elementary update.
