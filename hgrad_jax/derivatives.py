@@ -101,10 +101,10 @@ def _require(loss: Any, params: Params, direction: Params, args: tuple[Any, ...]
     """Raises if the loss is no function, or the direction is not like the parameters."""
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}; pass a function that returns a scalar.")
-    call = f"loss({', '.join(('params', *(f'arg{i}' for i in range(len(args)))))})"
-    require_function(loss, call, "a function of these that returns a scalar")
     validate.floating(params, "params")
     require_like(direction, params, "direction", "params")
+    call = f"loss({', '.join(('params', *(f'arg{i}' for i in range(len(args)))))})"
+    require_function(loss, call, "a function of these that returns a scalar")
 
 
 def jacobian_of_final_params(
