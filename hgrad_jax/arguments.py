@@ -18,6 +18,12 @@ from jax.core import Tracer
 
 from hgrad_jax.functions import INT32_END, as_int, is_array, is_number, require_function
 
+SCHEDULES = (
+    "a schedule is an entry of hparams, jnp.array([schedule(t) for t in range(num_steps)]), "
+    "with 0 for it in hparams_axes"
+)
+"""What a message says to those who pass a function of the step."""
+
 Kind = Callable[[str, Any], Any]
 """`kind(name, value) -> value`, as the library goes on with it; raises TypeError or ValueError."""
 
@@ -66,7 +72,7 @@ def source(name: str, value: Any, *, is_bound: bool = False) -> Any:
     """
     if not callable(value):
         return numbers(name, value, is_bound=is_bound)
-    require_function(value, f"{name}(hparams)", "a number, or a function of hparams")
+    require_function(value, f"{name}(hparams)", f"a number, or a function of hparams; {SCHEDULES}")
 
     @functools.wraps(value)
     def read(hparams: Any) -> Any:

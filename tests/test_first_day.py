@@ -2,7 +2,7 @@
 
 import functools
 import re
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,6 @@ class TestSchedulesAsFunctions:
             lambda t: [0.1, 0.05, 0.01][t],
             lambda t: np.array([0.1, 0.05, 0.01])[t],
             lambda t: 0.1 / t.astype(float),
-            lambda hparams, t: 0.1,
         ],
     )
     def test_of_one_s_own(self, schedule):
@@ -68,6 +67,10 @@ class TestSchedulesAsFunctions:
         words = ["<lambda> of test_first_day.py:", "with hparams (a dict of ['learning_rate', 'mom"]
         with refused(TypeError, *words, "not with the step, and failed", self.WAY_OUT):
             run(rule)
+
+    def test_of_hparams_and_the_step(self):
+        with refused(TypeError, "learning_rate takes (hparams, t), but is called", self.WAY_OUT):
+            hg.momentum(square, learning_rate=cast(Any, lambda hparams, t: 0.1))
 
     def test_that_modifiers_read(self):
         gradient = hg.modified(hg.backpropagation, hg.add_weight_decay(lambda t: 0.1 * 0.9**t))

@@ -1,12 +1,14 @@
 """Where an update rule finds its hyperparameters."""
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from hgrad_jax.arguments import SCHEDULES
 from hgrad_jax.types import Hparams
 
 Source = Callable[[Hparams], Any] | float
@@ -70,7 +72,7 @@ def _called(function: Callable[[Hparams], Any], hparams: Hparams) -> Any:
     if schedule is not None:  # which computes something of hparams that are one array, too
         raise TypeError(
             f"a hyperparameter of the rule is optax's {schedule}, a function of the step, but is "
-            f"called with hparams; {_WAY_OUT}."
+            f"called with hparams; {SCHEDULES}."
         )
     try:
         return function(hparams)
@@ -86,20 +88,14 @@ def _called(function: Callable[[Hparams], Any], hparams: Hparams) -> Any:
         raise TypeError(
             f"a hyperparameter of the rule is {_shown(function)}, which is called with hparams "
             f"({what}), not with the step, and failed ({type(error).__name__}: {error}); pass a "
-            f'function of hparams, such as hg.field("learning_rate"); {_WAY_OUT}.'
+            f'function of hparams, such as hg.field("learning_rate"); {SCHEDULES}.'
         ) from error
-
-
-_WAY_OUT = (
-    "a schedule is an entry of hparams, jnp.array([schedule(t) for t in range(num_steps)]), "
-    "with 0 for it in hparams_axes"
-)
 
 
 def _shown(function: Any) -> str:
     """Returns what a function is called, and where it is written if that is known."""
     name = getattr(function, "__qualname__", None)
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     if name is None:
         return repr(function)
     where = f" of {os.path.basename(code.co_filename)}:{code.co_firstlineno}" if code else ""
