@@ -116,10 +116,9 @@ def real(name: str, value: Any) -> float:
 
 def positive(name: str, value: Any) -> float:
     """A finite number above zero."""
-    found = real(name, value)
-    if not found > 0:
-        raise ValueError(f"{name} is {value!r}; it must be positive.")
-    return found
+    if is_number(value) and not 0 < value < np.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a positive number.")
+    return real(name, value)
 
 
 def prng_key(name: str, value: Any) -> Any:

@@ -1,5 +1,7 @@
 """Settings of all tests."""
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 from tests import campaign_figures
@@ -13,3 +15,7 @@ def pytest_terminal_summary(terminalreporter):
     """Prints a line of figures for each campaign that was run."""
     for line in campaign_figures.lines(terminalreporter):
         terminalreporter.write_line(line)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -527,6 +527,7 @@ RECORDS = {
     *_of(
         "hg",
         "Adjoint",
+        "Interrupted",
         "AverageState",
         "BackwardInfo",
         "Bars",

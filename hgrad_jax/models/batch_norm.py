@@ -95,7 +95,8 @@ def batch_statistics(
     {'mean': [3.0, 4.0], 'var': [5.0, 5.0]}
     """
     require_model(model)
-    params = floating(params, "params")
+    if jax.tree.leaves(params):  # a model may have none
+        params = floating(params, "params")
     (inputs,) = taken(inputs=inputs)
     if not inputs.ndim:
         raise ValueError("inputs is one number; it must be an array [N, *shape] of examples.")
