@@ -237,7 +237,7 @@ class TestRefusals:
     def test_a_scale_of_another_structure(self):
         with pytest.raises(ValueError, match="scale is not a prefix of the parameters"):
             self.run(hparams={"noise_scale": {"v": 0.1}})
-        with pytest.raises(ValueError, match="noise_scale has shape"):
+        with pytest.raises(ValueError, match="scale has shape"):
             self.run(hparams={"noise_scale": {"b": 0.1, "w": jnp.ones(4)}})
         with pytest.raises(TypeError, match=r"a hyperparameter of the rule is '0\.1'"):
             self.run(lambda hparams: "0.1")
