@@ -36,6 +36,7 @@ def load(
       `Splits(train, test)`; inputs float32 [N, *shape], labels int32 [N].
 
     Raises:
+      TypeError: the name is no str, or download no bool.
       ValueError: the name is unknown.
       DataUnavailableError: a file is damaged, or missing and not to be had.
 
@@ -43,7 +44,7 @@ def load(
     >>> train.inputs.shape, test.inputs.shape
     ((1438, 64), (359, 64))
     """
-    (download,) = taken(download=download)
+    name, download = taken(name=name, download=download)
     loaders: dict[str, Callable[[], Splits]] = {
         "digits": lambda: _eighty_twenty(load_digits()),
         "penguins": lambda: _eighty_twenty(load_penguins()),
