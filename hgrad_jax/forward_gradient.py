@@ -15,7 +15,7 @@ from hgrad_jax.arguments import taken
 from hgrad_jax.directions import Directions, Rademacher
 from hgrad_jax.dual import value_and_slope
 from hgrad_jax.elementary.gradients import GradientProvider, scalar
-from hgrad_jax.functions import as_int
+from hgrad_jax.functions import as_int, positive_int
 from hgrad_jax.types import Array, Params
 from hgrad_jax.while_loops import LOSS, marked
 
@@ -145,4 +145,4 @@ def check_count(num_directions: int) -> int:
         raise ValueError(f"num_directions is {num_directions!r}; it must be an int of at least 1.")
     if found < 1:
         raise ValueError(f"num_directions is {num_directions}; an estimate needs at least 1.")
-    return found
+    return positive_int("num_directions", found)

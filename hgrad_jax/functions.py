@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -123,7 +123,8 @@ def is_array(value: Any) -> bool:
     >>> [is_array(x) for x in (2, np.ones(3), "2", None, len)]
     [True, True, False, False, False]
     """
-    if value is None or isinstance(value, str | bytes):  # which numpy takes for dtypes
+    # Which numpy takes for dtypes.
+    if value is None or isinstance(value, str | bytes | type | np.dtype):
         return False
     try:
         jnp.result_type(value)
@@ -139,9 +140,24 @@ def require_arrays(tree: Any, name: str) -> None:
       TypeError: it has, such as the name of a data set.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = name + jax.tree_util.keystr(path)
         if not is_array(leaf):
-            where = name + jax.tree_util.keystr(path)
             raise TypeError(f"{where} is {leaf!r}; {name} must be a pytree of arrays, or None.")
+        if isinstance(leaf, int) and abs(leaf) >= INT32_END:
+            raise TypeError(f"{where} is {leaf!r}, which int32 cannot hold; pass {float(leaf)!r}.")
+
+
+def returning_arrays(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a user's function, which raises TypeError where it returns no array."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **named: Any) -> Any:
+        found = function(*args, **named)
+        if not is_array(found):
+            raise TypeError(f"{name} returned {found!r}; it must return an array.")
+        return found
+
+    return checked
 
 
 def is_concrete(value: Any) -> bool:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.arguments import narrow
 from hgrad_jax.functions import is_array
 
 
@@ -44,7 +45,7 @@ def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
         if not is_array(x):
             where = "tree" + jax.tree_util.keystr(path)
             raise TypeError(f"{where} is {x!r}; it must be an array with an axis of runs.")
-    arrays = jax.tree.map(jnp.asarray, tree)
+    arrays = jax.tree.map(lambda x: jnp.asarray(narrow(x)), tree)
     for path, x in jax.tree_util.tree_leaves_with_path(arrays):
         if not -x.ndim <= axis < x.ndim or not x.shape[axis]:
             raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
+from hgrad_jax.data import load
 from hgrad_jax.models import MLP, BatchNorm, uniform
 
 
@@ -33,6 +34,15 @@ WRONG = [
         "init",
     ),
     (lambda: hg.heavy_ball(int), "loss is the class int"),
+    (
+        lambda: hg.forward_gradient(num_directions=10**18),
+        r"num_directions is 10+; .* 2\*\*31",
+    ),
+    (lambda: hg.sign_descent(np.inf), "learning_rate is inf; it must be finite"),
+    (lambda: hg.sign_descent(jax.random.key(0)), r"(?s)learning_rate is .*a schedule"),
+    (lambda: hg.nonnegative_adam(lambda: 0.1), r"learning_rate takes \(\), but is called"),
+    (lambda: hg.Records("runs", is_whole=1), "is_whole is 1; it must be True or False"),
+    (lambda: load("digits", download=None), "download is None; it must be True or False"),
 ]
 
 
@@ -46,6 +56,9 @@ def test_a_layer_of_too_many_units():
     """Which ended the process, where memory for it was asked for."""
     with pytest.raises(ValueError, match=r"features is \(10+, 3\); give widths"):
         MLP((10**18, 3)).init(jax.random.key(0), jnp.ones((1, 2)), train=False)
+    model = MLP((3, 3), bias_init=lambda key, shape, dtype: object())
+    with pytest.raises(TypeError, match=r"bias_init returned .*; it must return an array"):
+        model.init(jax.random.key(0), jnp.ones((1, 2)), train=False)
     with pytest.raises(ValueError, match="epsilon is nan"):
         BatchNorm(epsilon=np.nan).init(jax.random.key(0), jnp.ones((2, 2)), train=True)
 

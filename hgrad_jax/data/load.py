@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.data.cifar10 import load_cifar10, load_cifar10_subset
 from hgrad_jax.data.dataset import Dataset, Splits, split
 from hgrad_jax.data.embedded import load_digits, load_penguins
@@ -35,6 +36,7 @@ def load(
       `Splits(train, test)`; inputs float32 [N, *shape], labels int32 [N].
 
     Raises:
+      TypeError: the name is no str, or download no bool.
       ValueError: the name is unknown.
       DataUnavailableError: a file is damaged, or missing and not to be had.
 
@@ -42,6 +44,7 @@ def load(
     >>> train.inputs.shape, test.inputs.shape
     ((1438, 64), (359, 64))
     """
+    name, download = taken(name=name, download=download)
     loaders: dict[str, Callable[[], Splits]] = {
         "digits": lambda: _eighty_twenty(load_digits()),
         "penguins": lambda: _eighty_twenty(load_penguins()),

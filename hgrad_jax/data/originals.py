@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from hgrad_jax.arguments import taken
+
 DATA_DIR_VARIABLE = "HGRAD_JAX_DATA_DIR"
 PROBE_SECONDS = 5.0
 
@@ -66,6 +68,7 @@ def fetch(
       DataUnavailableError: `data_dir` is not a folder; a file is damaged; or it is missing and
         cannot be, or may not be, downloaded. Without a network this takes `PROBE_SECONDS`.
     """
+    (download,) = taken(download=download)
     folders = [*_given_folders(source, data_dir), _cache_folder(source)]
     found = {file: _find(file, folders) for file in source.files}
     missing = [file for file, path in found.items() if path is None]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.arguments import taken
+from hgrad_jax.arguments import numbers, taken
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.functions import require_function
 from hgrad_jax.hyper.penalties import l2
@@ -68,5 +68,6 @@ def weights_of(params: Params, log_scale: Any) -> Params:
       log_scale: s, a tree prefix of z.
     """
     params = floating(params, "params")
+    log_scale = numbers("log_scale", log_scale, is_bound=True)  # a weight may be off: -inf
     spread(log_scale, params, "log_scale")  # which says what is wrong with it, if anything
     return multiply(jax.tree.map(jnp.exp, log_scale), params, "log_scale")

@@ -55,13 +55,15 @@ class SoftmaxRegression(nn.Module):
         del train
         num_classes = require_num_classes(self.num_classes)
         taken(use_bias=self.use_bias)
-        require_callables(kernel_init=self.kernel_init, bias_init=self.bias_init)
+        kernel_init, bias_init = require_callables(
+            kernel_init=self.kernel_init, bias_init=self.bias_init
+        )
         x = x.reshape((x.shape[0], -1))
         return nn.Dense(
             num_classes,
             use_bias=self.use_bias,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
         )(x)
 
 
@@ -114,17 +116,19 @@ class MLP(nn.Module):
         *widths, out = require_widths("features", self.features)
         require_rate(self.dropout_rate)
         taken(batch_norm=self.batch_norm, use_bias=self.use_bias)
-        require_callables(activation=self.activation, bias_init=self.bias_init)
+        activation, bias_init = require_callables(
+            activation=self.activation, bias_init=self.bias_init
+        )
         x = x.reshape((x.shape[0], -1))
         *hidden, last = _each(self.kernel_init, len(widths) + 1)
         has_bias = self.use_bias and not self.batch_norm
         for width, init in zip(widths, hidden, strict=True):
-            x = nn.Dense(width, has_bias, kernel_init=init, bias_init=self.bias_init)(x)
+            x = nn.Dense(width, has_bias, kernel_init=init, bias_init=bias_init)(x)
             if self.batch_norm:
                 x = BatchNorm()(x, train=train)
-            x = self.activation(x)
+            x = activation(x)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(out, self.use_bias, kernel_init=last, bias_init=self.bias_init)(x)
+        return nn.Dense(out, self.use_bias, kernel_init=last, bias_init=bias_init)(x)
 
 
 class CNN(nn.Module):
@@ -185,7 +189,9 @@ class CNN(nn.Module):
         num_classes = require_num_classes(self.num_classes)
         require_rate(self.dropout_rate)
         taken(batch_norm=self.batch_norm, use_bias=self.use_bias, max_pool=self.max_pool)
-        require_callables(activation=self.activation, bias_init=self.bias_init)
+        activation, bias_init = require_callables(
+            activation=self.activation, bias_init=self.bias_init
+        )
         depth = len(channels)
         halves = (True,) * depth if self.halves is None else self.halves
         if not isinstance(halves, Sequence):
@@ -202,11 +208,11 @@ class CNN(nn.Module):
                 strides=(2, 2) if is_halved and not self.max_pool else (1, 1),
                 use_bias=self.use_bias and not self.batch_norm,
                 kernel_init=init,
-                bias_init=self.bias_init,
+                bias_init=bias_init,
             )(x)
             if self.batch_norm:
                 x = BatchNorm()(x, train=train)
-            x = self.activation(x)
+            x = activation(x)
             if is_halved and self.max_pool and min(x.shape[1:3]) < 2:
                 raise ValueError(
                     f"an image of {x.shape[1]} x {x.shape[2]} cannot be halved again: take fewer "
@@ -228,15 +234,12 @@ class CNN(nn.Module):
 
 def _each(init: Initializer | Sequence[Initializer], num_layers: int) -> tuple[Initializer, ...]:
     """Returns an initializer for every layer."""
-    if callable(init):
-        return (init,) * num_layers
     if not isinstance(init, Sequence) or isinstance(init, str):
-        require_callables(kernel_init=init)
-    for i, each in enumerate(init):
-        require_callables(**{f"kernel_init[{i}]": each})
+        return require_callables(kernel_init=init) * num_layers
+    each = require_callables(**{f"kernel_init[{i}]": one for i, one in enumerate(init)})
     if len(init) != num_layers:
         raise ValueError(
             f"kernel_init has {len(init)} initializers for {num_layers} layers; give one for each, "
             "or a single one for all."
         )
-    return tuple(init)
+    return each

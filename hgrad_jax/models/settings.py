@@ -1,9 +1,16 @@
 """Checks of what classifiers are made with, and of the batches that they are called with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from hgrad_jax.functions import INT32_END, as_int, is_number, positive_int, require_function
+from hgrad_jax.functions import (
+    INT32_END,
+    as_int,
+    is_number,
+    positive_int,
+    require_function,
+    returning_arrays,
+)
 
 
 def require_widths(name: str, widths: Any) -> tuple[int, ...]:
@@ -28,18 +35,21 @@ def require_num_classes(num_classes: Any) -> int:
     return positive_int("num_classes", num_classes)
 
 
-def require_callables(**functions: Any) -> None:
-    """Raises if an activation or an initializer is none.
+def require_callables(**functions: Any) -> tuple[Callable[..., Any], ...]:
+    """Returns activations and initializers, which raise TypeError where they return no array.
 
     Raises:
       TypeError: it is something else, such as a name.
     """
+    found = []
     for name, function in functions.items():
         example = "hgrad_jax.models.lecun_normal()" if "init" in name else "flax.linen.relu"
         if not callable(function):
             raise TypeError(f"{name} is {function!r}; pass a function such as {example}.")
         arguments = "(key, shape, dtype)" if "init" in name else "(x)"
         require_function(function, name + arguments, f"a function such as {example}")
+        found.append(returning_arrays(name, function))
+    return tuple(found)
 
 
 def require_rate(dropout_rate: Any) -> None:

@@ -26,7 +26,7 @@ from hgrad_jax.elementary.kick_drift import KickDriftState
 from hgrad_jax.elementary.optax_bridge import OptaxState
 from hgrad_jax.elementary.sgd import sgd
 from hgrad_jax.elementary.source import Source, field, read
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import require_function, returning_arrays
 from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,
@@ -204,11 +204,12 @@ def hypergradient_descent(
 
 def change_of(change: Change) -> Callable[..., Array]:
     """Returns the change as a function of the product and of both sums of squares."""
+    checked = returning_arrays("change", change)
 
     def formula(
         rate: Array, product: Array, square: Array, other: Array, hyper_rate: Array
     ) -> Array:
-        return change(rate, hyper_rate, product, root(square) * root(other))
+        return checked(rate, hyper_rate, product, root(square) * root(other))
 
     return formula
 

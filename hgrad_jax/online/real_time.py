@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.elementary.source import Source, read
 from hgrad_jax.functions import is_number, positive_int
 from hgrad_jax.guard import is_float
@@ -120,6 +121,7 @@ def rtho(
     every = positive_int("every", every)
     if not callable(discount):
         _require_fraction(discount)
+    (discount,) = taken(discount=discount)
     if not is_number(memory) or not memory > 0:
         raise ValueError(f"memory is {memory!r}; it must be a positive number of bytes.")
 

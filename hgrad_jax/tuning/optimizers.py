@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from hgrad_jax.functions import is_number, require_function
+from hgrad_jax.arguments import narrow
+from hgrad_jax.functions import is_number, require_arrays, require_function, returning_arrays
 from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Hparams
 
@@ -38,7 +39,7 @@ def sign_descent(
       >>> optimizer.update(jnp.array([3.0, -0.1, 0.0]), optimizer.init(hparams))[0]
       Array([-0.25,  0.25, -0.  ], dtype=float32)
     """
-    _require_positive(learning_rate)
+    learning_rate = _positive(learning_rate)
     _require_decay(momentum=momentum)
     return optax.chain(
         optax.identity() if is_number(momentum) and not momentum else optax.trace(momentum),
@@ -72,10 +73,11 @@ def nonnegative_adam(
       >>> print(optax.apply_updates(hparams, update).round(4))
       [0.  0.5]
     """
-    _require_positive(learning_rate)
+    learning_rate = _positive(learning_rate)
     _require_decay(b1=b1, b2=b2)
-    if not _is_real(eps) or not (isinstance(eps, Tracer) or eps >= 0):
+    if not _is_real(eps) or not (isinstance(eps, Tracer) or 0 <= eps < jnp.inf):
         raise ValueError(f"eps is {eps!r}; it must be a number, at least 0.")
+    eps = narrow(eps)
     return optax.chain(
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), optax.keep_params_nonnegative()
     )
@@ -133,6 +135,7 @@ def projected(
         updates, state = inner.update(updates, state, params, **extra)
         free = optax.apply_updates(params, updates)
         ends = projection(free)
+        require_arrays(ends, "projection(hparams)")
         if not is_like(ends, free, _kind):
             raise ValueError(
                 f"projection returned {shown(ends, _kind)} for hyperparameters "
@@ -159,12 +162,20 @@ def _require_decay(**decays: Any) -> None:
             raise ValueError(f"{name} is {decay!r}; it must be at least 0 and below 1.")
 
 
-def _require_positive(learning_rate: Any) -> None:
-    if callable(learning_rate) or isinstance(learning_rate, jax.Array):
-        return
-    if not _is_real(learning_rate):
+def _positive(learning_rate: Any) -> Any:
+    if callable(learning_rate):
+        require_function(learning_rate, "learning_rate(count)", "a positive number or a schedule")
+        return returning_arrays("learning_rate", learning_rate)
+    is_real = isinstance(learning_rate, jax.Array) and jnp.isrealobj(learning_rate)
+    is_key = is_real and jnp.issubdtype(learning_rate.dtype, jax.dtypes.prng_key)
+    if is_key or not (is_real or _is_real(learning_rate)):
         raise TypeError(
             f"learning_rate is {learning_rate!r}; it must be a positive number or a schedule."
         )
+    if isinstance(learning_rate, jax.Array):
+        return learning_rate
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; it must be positive to descend.")
+    if learning_rate == jnp.inf:
+        raise ValueError(f"learning_rate is {learning_rate}; it must be finite.")
+    return narrow(learning_rate)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hgrad_jax import processes
+from hgrad_jax.arguments import take_fields
 from hgrad_jax.files import write_whole
 from hgrad_jax.functions import positive_int
 from hgrad_jax.training.checkpoints import Checkpoints, require_path
@@ -53,6 +54,7 @@ class Records:
 
     def __post_init__(self) -> None:
         require_path(self.folder)
+        take_fields(self)
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
         checkpoints = self.checkpoints()
