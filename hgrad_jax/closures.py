@@ -19,6 +19,7 @@ import numpy as np
 from hgrad_jax.guard import is_float
 from hgrad_jax.traced_once import TracedOnce, bound
 from hgrad_jax.trajectory import Extended, Inputs, Trajectory
+from hgrad_jax.types import State
 
 
 def separate(inputs: Inputs, is_differentiated: Sequence[bool]) -> Inputs:
@@ -67,6 +68,52 @@ def rejoined(bars: Inputs, inputs: Inputs) -> Inputs:
     )
 
 
+def entered(
+    trajectory: Trajectory, state: State, inputs: Inputs, adjoint: str
+) -> tuple[State, Inputs]:
+    """Returns state and separated inputs of what JAX hands to a rule with symbolic zeros.
+
+    Args:
+      trajectory: traced once.
+      state: each leaf a value with whether it is differentiated.
+      inputs: likewise.
+      adjoint: what a message calls the rule's adjoint.
+
+    Raises:
+      ValueError: `record` closes over a value that is differentiated.
+    """
+    moved = is_differentiated(inputs.closed)
+    state, inputs = primals((state, inputs))
+    inputs = separate(inputs, moved)
+    if _closes_over_moved(trajectory.record, inputs):
+        raise ValueError(
+            f"record closes over a value that is differentiated, which {adjoint} does not follow; "
+            "record the state's part, and compute with that value from the trace, or use Direct() "
+            "or Checkpointed()."
+        )
+    return state, inputs
+
+
+def require_given_batches(trajectory: Trajectory, inputs: Inputs) -> None:
+    """Raises a ValueError if `batch_fn` closes over a value that is differentiated.
+
+    Args:
+      trajectory: traced once.
+      inputs: separated.
+    """
+    if _closes_over_moved(trajectory.batch_fn, inputs):
+        raise ValueError(
+            "batch_fn closes over a value that is differentiated, which Implicit() takes as given; "
+            "read it in the loss instead, or use an adjoint that unrolls, such as Reversible()."
+        )
+
+
+def _closes_over_moved(function: Any, inputs: Inputs) -> bool:
+    return isinstance(function, TracedOnce) and any(
+        inputs.closed[i] is None for i in function.closes_over()
+    )
+
+
 def primals(tree: Any) -> Any:
     """Returns the values of what JAX hands to a rule with symbolic zeros."""
     return jax.tree.map(lambda leaf: leaf.value, tree)
@@ -88,21 +135,3 @@ def instantiated(bars: Any) -> Any:
         return np.zeros(aval.shape, aval.dtype if is_float(aval) else jax.dtypes.float0)
 
     return jax.tree.map(number, bars, is_leaf=lambda bar: isinstance(bar, zero))
-
-
-def require_none_recorded(trajectory: Trajectory, inputs: Inputs, adjoint: str) -> None:
-    """Raises a ValueError if `record` closes over a value that is differentiated.
-
-    Args:
-      trajectory: traced once.
-      inputs: separated.
-      adjoint: what the message calls the adjoint.
-    """
-    if not isinstance(trajectory.record, TracedOnce):
-        return
-    if any(inputs.closed[i] is None for i in trajectory.record.closes_over()):
-        raise ValueError(
-            f"record closes over a value that is differentiated, which {adjoint} does not follow; "
-            "record the state's part, and compute with that value from the trace, or use Direct() "
-            "or Checkpointed()."
-        )

@@ -12,6 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+ASKED_FOR_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What JAX raises where a traced array is asked for its value."""
+
 INT32_END = 2**31
 """Steps and places are counted in int32, below this."""
 
@@ -92,11 +99,7 @@ def traced(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ) as error:
+    except ASKED_FOR_VALUE as error:
         raise TypeError(
             f"{name} asks a traced array for its value, as Python's `if`, `float`, `range`, an "
             "index into a list and numpy do; write jnp.where or jax.lax.cond for `if`, jnp for np, "

@@ -378,8 +378,5 @@ class TestBatchNorm:
 
     @pytest.mark.parametrize("batch_size", [0, 13])
     def test_batch_size_is_checked(self, batch_size):
-        with pytest.raises(
-            ValueError,
-            match=rf"in 1\.\.12.*got {batch_size}|batch_size is {batch_size}; it must be a pos",
-        ):
+        with pytest.raises(ValueError, match=rf"in 1\.\.12.*got {batch_size}"):
             batch_statistics(MODELS[2], init(MODELS[2]), IMAGES, batch_size=batch_size)

@@ -223,7 +223,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("scale", [-0.1, float("nan"), np.float32(-1), -jnp.ones(2)])
     def test_a_scale_that_is_no_deviation(self, scale):
-        with pytest.raises(ValueError, match=r"scale .*; it must be (at least 0|finite)"):
+        with pytest.raises(ValueError, match=r"add_noise has the scale .*; it must be at least 0"):
             hg.add_noise(scale)
 
     def test_no_key(self):
@@ -235,9 +235,9 @@ class TestRefusals:
             self.run()
 
     def test_a_scale_of_another_structure(self):
-        with pytest.raises(ValueError, match="scale is not a prefix of the parameters"):
+        with pytest.raises(ValueError, match="noise_scale is not a prefix of the parameters"):
             self.run(hparams={"noise_scale": {"v": 0.1}})
-        with pytest.raises(ValueError, match="scale has shape"):
+        with pytest.raises(ValueError, match="noise_scale has shape"):
             self.run(hparams={"noise_scale": {"b": 0.1, "w": jnp.ones(4)}})
         with pytest.raises(TypeError, match=r"a hyperparameter of the rule is '0\.1'"):
             self.run(lambda hparams: "0.1")

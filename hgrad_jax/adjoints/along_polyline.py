@@ -8,15 +8,7 @@ import numpy as np
 
 from hgrad_jax.adjoints.base import Adjoint, Run
 from hgrad_jax.adjoints.direct import run_from
-from hgrad_jax.closures import (
-    instantiated,
-    is_differentiated,
-    opened,
-    primals,
-    rejoined,
-    require_none_recorded,
-    separate,
-)
+from hgrad_jax.closures import entered, instantiated, opened, rejoined
 from hgrad_jax.functions import INT32_END
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.polyline import Clip, pull_back, remember
@@ -58,10 +50,8 @@ class AlongPolyline(Adjoint):
             return run_from(opened(trajectory, inputs), state, inputs)
 
         def forward(state, inputs):
-            moved = is_differentiated(inputs.closed)
-            state, inputs = self._differentiated_once(primals((state, inputs)))
-            inputs = separate(inputs, moved)
-            require_none_recorded(trajectory, inputs, f"{type(self).__name__}(...)")
+            name = f"{type(self).__name__}(...)"
+            state, inputs = self._differentiated_once(entered(trajectory, state, inputs, name))
             run = opened(trajectory, inputs)
             at = self.corners(run, state, inputs)
             end, trace, polyline = remember(run, state, inputs, at)

@@ -24,7 +24,14 @@ from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
-from hgrad_jax.closures import is_differentiated, opened, primals, rejoined, separate
+from hgrad_jax.closures import (
+    is_differentiated,
+    opened,
+    primals,
+    rejoined,
+    require_given_batches,
+    separate,
+)
 from hgrad_jax.functions import is_number
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
@@ -234,7 +241,7 @@ class Implicit(Adjoint):
             params, inputs = primals((params, inputs))
             inputs = separate(inputs, moved)
             run = opened(trajectory, inputs)
-            _refuse_moved_batches(trajectory, inputs)
+            require_given_batches(trajectory, inputs)
             self._refuse_absent(run, params, inputs, is_asked + [True] * sum(moved))
             params, inputs = _differentiated_once((params, inputs))
             end, info, trace = Direct().run(run, params, inputs)
@@ -432,17 +439,6 @@ def _with_functions(condition: Condition, change: Callable[[Any], Any]) -> Condi
     values = {field.name: getattr(condition, field.name) for field in dataclasses.fields(condition)}
     functions = {name: change(value) for name, value in values.items() if callable(value)}
     return dataclasses.replace(condition, **functions)
-
-
-def _refuse_moved_batches(trajectory: Trajectory, inputs: Inputs) -> None:
-    batch_fn = trajectory.batch_fn
-    if isinstance(batch_fn, TracedOnce) and any(
-        inputs.closed[i] is None for i in batch_fn.closes_over()
-    ):
-        raise ValueError(
-            "batch_fn closes over a value that is differentiated, which Implicit() takes as given; "
-            "read it in the loss instead, or use an adjoint that unrolls, such as Reversible()."
-        )
 
 
 def _read_at(transition: Transition, state: State) -> list[int]:

@@ -11,15 +11,7 @@ from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.arguments import take_fields
-from hgrad_jax.closures import (
-    instantiated,
-    is_differentiated,
-    opened,
-    primals,
-    rejoined,
-    require_none_recorded,
-    separate,
-)
+from hgrad_jax.closures import entered, instantiated, opened, rejoined
 from hgrad_jax.exact import bit_store, engine
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.decay import SMALLEST_DECAY
@@ -141,10 +133,7 @@ class Reversible(Adjoint):
             return self._forward(opened(trajectory, inputs), state, inputs)[0]
 
         def forward(state, inputs):
-            moved = is_differentiated(inputs.closed)
-            state, inputs = _differentiated_once(primals((state, inputs)))
-            inputs = separate(inputs, moved)
-            require_none_recorded(trajectory, inputs, "Reversible()")
+            state, inputs = _differentiated_once(entered(trajectory, state, inputs, "Reversible()"))
             return self._forward(opened(trajectory, inputs), state, inputs)
 
         def backward(residuals, bars):
@@ -174,16 +163,9 @@ class Reversible(Adjoint):
 
         state, pull_start = jax.vjp(start, params, inputs.constants, inputs.schedules)
 
-        @jax.custom_vjp
-        def forward(state, inputs):
-            return self._forward(opened(trajectory, inputs), state, inputs)
-
-        # Behind a custom rule, so that what the loss closes over cannot be differentiated either;
-        # the guard raises before the rule is ever used.
-        forward.defvjp(
-            lambda state, inputs: (forward(state, inputs), None), lambda _, bars: (None, None)
-        )
-        outputs, residuals = forward(*_differentiated_once((state, inputs)))
+        # The guard is on what the functions close over, too.
+        state, inputs = _differentiated_once((state, inputs))
+        outputs, residuals = self._forward(opened(trajectory, inputs), state, inputs)
 
         def pullback(state_bar, trace_bar):
             start_bar, through_run, info = self._backward(

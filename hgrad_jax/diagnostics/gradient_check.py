@@ -18,7 +18,7 @@ from jax.core import Tracer
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.arguments import taken
+from hgrad_jax.arguments import positive
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.gradient_entries import compared
 from hgrad_jax.diagnostics.gradient_report import GradientReport
@@ -232,10 +232,7 @@ def _settings(num_samples: Any, step: Any, tolerance: Any, seed: Any) -> dict[st
         is_int = isinstance(setting, int | np.integer) and not isinstance(setting, bool)
         if not is_int or setting < least:
             raise ValueError(f"{name} is {setting!r}; it must be an int of at least {least}.")
-    step, tolerance = taken(step=step, tolerance=tolerance)
-    for name, setting in {"step": step, "tolerance": tolerance}.items():
-        if not 0 < setting < np.inf:
-            raise ValueError(f"{name} is {setting!r}; it must be a positive number.")
+    step, tolerance = positive("step", step), positive("tolerance", tolerance)
     return {"num_samples": num_samples, "step": step, "tolerance": tolerance, "seed": seed}
 
 

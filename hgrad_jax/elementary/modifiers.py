@@ -129,10 +129,10 @@ def add_weight_decay(strength: Source = field("weight_decay")) -> GradientModifi
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         return elementwise(
-            lambda g, x, strength: g + strength * x,
+            lambda g, x, weight_decay: g + weight_decay * x,
             gradient,
             params,
-            strength=read(strength, hparams),
+            weight_decay=read(strength, hparams),
         )
 
     return modify
@@ -148,14 +148,14 @@ def clip_by_value(bound: Source = field("clip")) -> GradientModifier:
     Raises:
       ValueError: the bound is a negative number.
     """
-    (bound,) = taken(bound=bound)
     _require_bound(bound, "clip_by_value")
+    (bound,) = taken(bound=bound)
 
-    def limit(g: Array, bound: Array) -> Array:
-        return jnp.where(jnp.abs(g) > bound, jnp.sign(g) * bound, g)
+    def limit(g: Array, clip: Array) -> Array:
+        return jnp.where(jnp.abs(g) > clip, jnp.sign(g) * clip, g)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
-        return elementwise(limit, gradient, bound=read(bound, hparams))
+        return elementwise(limit, gradient, clip=read(bound, hparams))
 
     return modify
 
@@ -173,8 +173,8 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
     Raises:
       ValueError: the bound is a negative number, or, when the modifier is traced, no scalar.
     """
-    (bound,) = taken(bound=bound)
     _require_bound(bound, "clip_by_norm")
+    (bound,) = taken(bound=bound)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         c = read(bound, hparams)
@@ -232,8 +232,8 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
       >>> all(bool(bar != 0) for bar in bars)
       True
     """
-    (scale,) = taken(scale=scale)
     _require_bound(scale, "add_noise", "scale")
+    (scale,) = taken(scale=scale)
 
     def modify(gradient: Params, params: Params, hparams: Hparams, key: Array) -> Params:
         leaves, treedef = jax.tree.flatten(gradient)
@@ -244,10 +244,10 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
         ]
         noise = jax.tree.unflatten(treedef, drawn)
         return elementwise(
-            lambda g, e, scale: g + scale * e,
+            lambda g, e, noise_scale: g + noise_scale * e,
             gradient,
             noise,
-            scale=read(scale, hparams),
+            noise_scale=read(scale, hparams),
         )
 
     return RandomModifier(modify)
@@ -263,5 +263,6 @@ def _key_of(place: int, key: Array | None) -> Array:
 
 
 def _require_bound(bound: Source, name: str, what: str = "bound") -> None:
-    if is_concrete(bound) and not np.all(np.asarray(bound) >= 0):
+    is_real = is_concrete(bound) and jnp.issubdtype(jnp.result_type(bound), np.number)
+    if is_real and not np.all(np.asarray(bound) >= 0):
         raise ValueError(f"{name} has the {what} {bound}; it must be at least 0.")

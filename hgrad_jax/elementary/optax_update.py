@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import optax
 
+from hgrad_jax.functions import ASKED_FOR_VALUE
 from hgrad_jax.types import Params
 from hgrad_jax.while_loops import OPTAX, marked
 
@@ -85,11 +86,7 @@ def named() -> Iterator[None]:
     """Raises a TypeError that names the transformation of optax where it fails inside."""
     try:
         yield
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ):
+    except ASKED_FOR_VALUE:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         by = _who(error)

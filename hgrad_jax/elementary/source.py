@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
 from hgrad_jax.arguments import SCHEDULES
+from hgrad_jax.functions import ASKED_FOR_VALUE
 from hgrad_jax.types import Hparams
 
 Source = Callable[[Hparams], Any] | float
@@ -76,11 +75,7 @@ def _called(function: Callable[[Hparams], Any], hparams: Hparams) -> Any:
         )
     try:
         return function(hparams)
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ):  # TypeErrors too, but of a function of hparams
+    except ASKED_FOR_VALUE:  # TypeErrors too, but of a function of hparams
         raise
     except (TypeError, AttributeError, LookupError) as error:
         is_dict = isinstance(hparams, Mapping)

@@ -15,7 +15,7 @@ from jax import Array
 
 from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
-from hgrad_jax.functions import positive_int
+from hgrad_jax.functions import as_int
 from hgrad_jax.models.settings import require_model
 from hgrad_jax.validate import floating
 
@@ -100,10 +100,10 @@ def batch_statistics(
     (inputs,) = taken(inputs=inputs)
     if not inputs.ndim:
         raise ValueError("inputs is one number; it must be an array [N, *shape] of examples.")
-    if batch_size is not None:
-        batch_size = positive_int("batch_size", batch_size, ", or None")
     n = num_examples(inputs)
-    size = n if batch_size is None else batch_size
+    size = n if batch_size is None else as_int(batch_size)
+    if size is None:
+        raise ValueError(f"batch_size is {batch_size!r}; it must be a positive int, or None.")
     if not 1 <= size <= n:
         raise ValueError(f"batch_size must be in 1..{n}, the number of inputs: got {batch_size}.")
 
