@@ -143,8 +143,21 @@ def _signature(leaf: Any) -> Any:
     try:
         hash(leaf)
     except TypeError:
-        return id(leaf)
-    return type(leaf), leaf
+        return _Itself(leaf)
+    return type(leaf), leaf, repr(leaf) if isinstance(leaf, float) else None  # 0.0 is not -0.0
+
+
+class _Itself:
+    """An object that cannot be hashed, equal to itself alone; kept, lest another have its id."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def trace_once(trajectory: Trajectory) -> Trajectory:

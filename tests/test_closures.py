@@ -192,10 +192,10 @@ def test_numbers_of_python_in_a_batch_stay_numbers():
     """A function may shape arrays by them, as where nothing is traced in between."""
 
     def batch_fn(data, t, key):
-        return {"x": data, "width": 2, "name": "first"}
+        return {"x": data, "width": 2, "name": "first", "tags": {"a", "b"}}
 
     def loss(params, hparams, batch, key):
-        assert batch["name"] == "first"
+        assert (batch["name"], batch["tags"]) == ("first", {"a", "b"})
         return jnp.sum((params * batch["x"].reshape(-1, batch["width"])) ** 2)
 
     rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
