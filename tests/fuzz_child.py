@@ -8,7 +8,6 @@ has no second line took the process with it. FIRST is how many cases are done al
 
 import inspect
 import json
-import os
 import re
 import resource
 import signal
@@ -18,11 +17,6 @@ import traceback
 import warnings
 from pathlib import Path
 from typing import Any
-
-# JAX reads its flags when it is imported.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-).strip()
 
 import jax
 import jax.numpy as jnp

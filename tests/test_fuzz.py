@@ -23,7 +23,10 @@ def test_every_public_callable_is_tried():
 
 def run_chunk(names, file):
     """Every case of some callables: what was tried and what became of it."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # to compile fast
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     tried = []
     while True:
         command = [sys.executable, "-m", "tests.fuzz_child", str(file), str(len(tried)), *names]

@@ -68,6 +68,6 @@ def weights_of(params: Params, log_scale: Any) -> Params:
       log_scale: s, a tree prefix of z.
     """
     params = floating(params, "params")
-    log_scale = numbers("log_scale", log_scale, is_bound=True)  # a weight may be off: -inf
     spread(log_scale, params, "log_scale")  # which says what is wrong with it, if anything
+    log_scale = numbers("log_scale", log_scale, is_bound=True)  # a weight may be off: -inf
     return multiply(jax.tree.map(jnp.exp, log_scale), params, "log_scale")
