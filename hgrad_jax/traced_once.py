@@ -3,7 +3,7 @@
 The way back calls a loss again, and what a call does in Python (a random number of numpy's, a
 counter) would be done again, to another result. So a function is traced at its first call with
 arguments of given shapes, and from then on it is the jaxpr of that trace that is evaluated, on the
-way forward and on the way back: one set of constants, and less to trace.
+way forward and on the way back, with one set of constants.
 
 The jaxpr also says which traced values the function closes over. Adjoints with a derivative rule of
 their own hand those to the rule, as JAX asks of what a rule reads; see `hgrad_jax.closures`.
