@@ -125,6 +125,36 @@ def test_truncation_shows_its_bias():
     assert errors["params['b']", ()].relative_error == 1
 
 
+def adam_report(eps, start):
+    """Of three steps of Adam from gradients of 1e-5, what is left of a difference from one."""
+    return check_hypergradient(
+        lambda params, hparams, valid: jnp.sum(jnp.sin(params)),
+        hg.adam(lambda params, hparams, batch, key: jnp.sum((params - 1) ** 2) / 2, eps=eps),
+        start,
+        {"learning_rate": 1e-2},
+        None,
+        num_steps=3,
+        step=1e-4,
+    )
+
+
+def test_what_rounding_leaves_of_adam_is_told():
+    """With an eps below the gradients the first step is a sign, which rounding turns."""
+    start = np.array([1 + 1e-5, 1 + 3e-5], np.float32)
+    with pytest.warns(RuntimeWarning, match="moves the hypergradient by params by .* Adam with a"):
+        report = adam_report(1e-7, start)
+    assert report.is_ok  # the derivative is right
+    assert report.rounding[0].path == "params"
+    assert report.rounding[0].is_ill_conditioned
+    assert "\nill-conditioned: rounding of the inputs moves the hyperg" in str(report)
+    well = adam_report(1e-2, start)
+    assert well.rounding[0].relative_error < 1e-4
+    assert "ill-conditioned" not in str(well)
+    with jax.enable_x64(True):
+        exact = adam_report(1e-7, start.astype(np.float64))
+    assert exact.rounding[0].relative_error < 1e-6 * report.rounding[0].relative_error
+
+
 def test_every_leaf_is_sampled_without_replacement():
     def squares(tree):
         return jnp.sum(jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) ** 2)

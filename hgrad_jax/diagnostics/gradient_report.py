@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from hgrad_jax.check import HypergradientError
+from hgrad_jax.diagnostics.rounding import Rounding
 from hgrad_jax.diagnostics.text_table import aligned
 
 
@@ -48,12 +49,15 @@ class GradientReport(NamedTuple):
       directions: one per leaf, against forward mode; empty where that is not possible.
       why_no_directions: the reason, else None.
       trouble: what `hg.check` says of the adjoint's own run; None if it is in order.
+      rounding: how far rounding moves each leaf of a hypergradient, the furthest first. It does not
+        count for `is_ok`: a derivative may be right and yet be worth little in float32.
     """
 
     entries: tuple[Entry, ...]
     directions: tuple[Entry, ...]
     why_no_directions: str | None
     trouble: str | None
+    rounding: tuple[Rounding, ...] = ()
 
     @property
     def worst(self) -> Entry:
@@ -120,4 +124,7 @@ class GradientReport(NamedTuple):
             lines.append(f"no forward mode: {self.why_no_directions}")
         if self.trouble is not None:
             lines.append(f"trouble: {self.trouble}")
+        if self.rounding:
+            label = "ill-conditioned: " if self.rounding[0].is_ill_conditioned else ""
+            lines.append(f"{label}{self.rounding[0]}")
         return "\n".join(aligned(rows, left=(0, -1)) + lines)
