@@ -36,7 +36,7 @@ def _exactness(figures: list[dict[str, Any]]) -> str:
     return (
         f"exactness: {len(figures)} configurations of {len({f['net'] for f in figures})} nets, "
         f"{restored} restored bit for bit, largest difference from Direct {errors}; "
-        f"{by_float64} ill-conditioned, compared in float64"
+        f"{by_float64} ill-conditioned, compared with float64 or neighbours"
     )
 
 

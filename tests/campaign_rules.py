@@ -94,6 +94,30 @@ FORMS: dict[str, Callable[..., Form]] = {
 }
 
 
+@jax.custom_jvp
+def rounded(x: jax.Array, digits: int) -> jax.Array:
+    """To a multiple of 2**-digits, with the derivative 1."""
+    return jnp.round(x * 2.0**digits) * 2.0**-digits
+
+
+rounded.defjvp(lambda primals, tangents: (rounded(*primals), tangents[0]))
+
+
+def to_fraction(name: str, source: Any) -> Callable[[Any], Any]:
+    """Returns a source whose decays, and products of a rate and a weight decay, 48 bits hold."""
+    digits = 24 if name in ("learning_rate", "weight_decay", "noise_scale") else 48
+
+    def read(hparams):
+        value = source(hparams) if callable(source) else jnp.asarray(source)
+        return jax.tree.map(lambda x: rounded(x, digits), value)
+
+    return read
+
+
+NINE_TENTHS, NINETEEN_TWENTIETHS = float(np.float32(0.9)), float(np.float32(0.95))
+"""Fixed decays that are fractions of 2**24, as `Reversible()` has them."""
+
+
 class Kind(NamedTuple):
     """A rule.
 
@@ -114,7 +138,7 @@ def adam(loss, *, learning_rate, b1, b2):
 
 def adamw(loss, *, learning_rate, b1, weight_decay):
     settings = {"learning_rate": learning_rate, "weight_decay": weight_decay, "b1": b1}
-    return hg.adamw(loss, **settings, b2=0.95, eps=1e-2)
+    return hg.adamw(loss, **settings, b2=NINETEEN_TWENTIETHS, eps=1e-2)
 
 
 def rmsprop_momentum(loss, *, learning_rate, momentum, decay):
@@ -150,7 +174,7 @@ def bounded(loss, *, learning_rate, momentum):
 
     def decays(hparams, count):
         decay = momentum(hparams) if callable(momentum) else momentum
-        return {"velocity": decay, "size": 0.9, "params": 0.99}
+        return {"velocity": decay, "size": NINE_TENTHS, "params": float(np.float32(0.99))}
 
     return hg.kick_drift(
         loss,
