@@ -167,6 +167,6 @@ class Orthogonal(Directions):
 
 def _signs(words: Array, dtype: jnp.dtype) -> Array:
     """Returns the bits of words `[k, w]` as numbers +-1, `[k, 32 w]`."""
-    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)[None, None]) & 1
     one = jnp.ones((), dtype)
     return jnp.where(bits == 0, one, -one).reshape(*words.shape[:-1], -1)

@@ -58,7 +58,8 @@ class EarlyDisplacement:
             state = float_step(
                 trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
             )
-            return state, _distance(read(state), read(start)) / (t + 1)
+            distance = _distance(read(state), read(start))
+            return state, distance / (t + 1).astype(distance.dtype)
 
         xs = jax.tree.map(lambda x: x[:num_steps], (steps(trajectory), inputs.schedules))
         _, speeds = jax.lax.scan(step, start, xs)
