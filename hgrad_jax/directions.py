@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.arguments import take_fields
+from hgrad_jax.dtypes import wide
 from hgrad_jax.trees import layout, unravel
 from hgrad_jax.types import Array, Params
 
@@ -127,7 +128,7 @@ class Standardized(Directions):
                 "Standardized(is_shifted=False) met a tensor of one number, which cannot have mean "
                 "0 and variance 1: use Standardized()."
             )
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = wide(leaf.dtype)
         normal_key, sign_key = jax.random.split(key)
         v = jnp.zeros((count, n), dtype)
         if n > 1:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.arguments import taken
+from hgrad_jax.dtypes import wide
 from hgrad_jax.elementary.arithmetic import elementwise, merge, root
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
 from hgrad_jax.elementary.kick_drift import PARAMS, Slot, kick_drift
@@ -224,7 +225,7 @@ def one_minus(lost: Any, count: Array) -> Array:
     '1.0e-05'
     """
     lost = jnp.asarray(lost)
-    lost = lost.astype(jnp.promote_types(lost.dtype, jnp.float32))
+    lost = lost.astype(wide(lost.dtype))
     if lost.dtype == jnp.float64:
         return 1 - lost
     return _one_minus(lost, count)
