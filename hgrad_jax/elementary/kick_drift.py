@@ -373,9 +373,12 @@ def undo(
         if name not in decays:
             return jax.tree.map(jnp.subtract, variable, increment)
         full = spread(decays[name], variable, f"the decay of {name!r}")
-        return jax.tree.map(
-            lambda a, x, y: ((x - y) / a).astype(x.dtype), full, variable, increment
-        )
+
+        def at_leaf(a, x, y):
+            dtype = wide(x.dtype)  # as in `scale_and_add`
+            return ((x - y).astype(dtype) / jnp.asarray(a, dtype)).astype(x.dtype)
+
+        return jax.tree.map(at_leaf, full, variable, increment)
 
     slots = dict(state.slots)
     trails = exact.trail(state.params, hparams, count)
