@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.arguments import take_fields
+from hgrad_jax.dtypes import wide
 from hgrad_jax.trees import layout, unravel
 from hgrad_jax.types import Array, Params
 
@@ -127,7 +128,7 @@ class Standardized(Directions):
                 "Standardized(is_shifted=False) met a tensor of one number, which cannot have mean "
                 "0 and variance 1: use Standardized()."
             )
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = wide(leaf.dtype)
         normal_key, sign_key = jax.random.split(key)
         v = jnp.zeros((count, n), dtype)
         if n > 1:
@@ -167,6 +168,6 @@ class Orthogonal(Directions):
 
 def _signs(words: Array, dtype: jnp.dtype) -> Array:
     """Returns the bits of words `[k, w]` as numbers +-1, `[k, 32 w]`."""
-    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)[None, None]) & 1
     one = jnp.ones((), dtype)
     return jnp.where(bits == 0, one, -one).reshape(*words.shape[:-1], -1)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
 from hgrad_jax.arguments import take_fields
+from hgrad_jax.dtypes import common, wide
 from hgrad_jax.functions import is_number, positive_int
 from hgrad_jax.types import Array
 
@@ -281,10 +282,10 @@ def norm(tree: Vector) -> Array:
     5.0e-30
     """
     leaves = [_wide(leaf) for leaf in jax.tree.leaves(tree) if leaf.size]
-    dtype = jnp.result_type(jnp.float32, *leaves)
+    dtype = common(jnp.float32, *leaves)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)).astype(dtype) for leaf in leaves]))
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return scale * jnp.sqrt(sum(jnp.sum((leaf / scale) ** 2) for leaf in leaves))
+    return scale * jnp.sqrt(sum(jnp.sum((leaf.astype(dtype) / scale) ** 2) for leaf in leaves))
 
 
 class _System(NamedTuple):
@@ -337,7 +338,7 @@ def _no_steps(dtype: Any) -> tuple[Array, Array]:
 
 
 def _wide(x: Any) -> Array:
-    return jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jnp.asarray(x).astype(wide(jnp.result_type(x)))
 
 
 def _zeros(tree: Vector) -> Vector:

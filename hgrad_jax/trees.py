@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.dtypes import common
 from hgrad_jax.functions import is_array
 from hgrad_jax.types import Array
 
@@ -268,4 +269,9 @@ def ravel_spread(prefix: Any, like: Layout, name: str) -> Array:
 
 def multiply(prefix: Any, tree: Any, name: str) -> Any:
     """Returns prefix * tree, the prefix spread over the tree, in the tree's dtypes."""
-    return jax.tree.map(lambda a, x: (a * x).astype(x.dtype), spread(prefix, tree, name), tree)
+
+    def at_leaf(a: Any, x: Array) -> Array:
+        dtype = common(a, x)
+        return (jnp.asarray(a, dtype) * x.astype(dtype)).astype(x.dtype)
+
+    return jax.tree.map(at_leaf, spread(prefix, tree, name), tree)

@@ -102,8 +102,9 @@ def undoing_budget(trajectory: Trajectory, inputs: Inputs, like: Params) -> Arra
 
     def growth(t, slices):
         decays = rule.decays(hparams_of(trajectory, inputs.constants, slices), t)
-        bits = [-jnp.log2(jnp.min(a)) for a in map(jnp.asarray, jax.tree.leaves(decays))]
-        return jnp.max(jnp.stack(bits)) if bits else jnp.float32(0)
+        leaves = [jnp.asarray(a, float) for a in jax.tree.leaves(decays)]
+        bits = [-jnp.log2(jnp.min(a)) for a in leaves]
+        return jnp.max(jnp.stack(bits)) if bits else jnp.zeros(())
 
     bits = jnp.mean(jax.vmap(growth)(steps(trajectory), inputs.schedules))
     digits = min(jnp.finfo(x.dtype).nmant for x in jax.tree.leaves(like)) - 3

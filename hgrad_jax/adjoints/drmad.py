@@ -16,6 +16,7 @@ from hgrad_jax.adjoints.along_polyline import (
 from hgrad_jax.adjoints.base import Work
 from hgrad_jax.arguments import narrow
 from hgrad_jax.functions import is_number
+from hgrad_jax.linear_solvers import norm
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
 from hgrad_jax.types import Array, Params, State, Transition
@@ -58,7 +59,8 @@ class EarlyDisplacement:
             state = float_step(
                 trajectory, state, inputs.constants, slices, inputs.data, inputs.key, t
             )
-            return state, _distance(read(state), read(start)) / (t + 1)
+            distance = _distance(read(state), read(start))
+            return state, distance / (t + 1).astype(distance.dtype)
 
         xs = jax.tree.map(lambda x: x[:num_steps], (steps(trajectory), inputs.schedules))
         _, speeds = jax.lax.scan(step, start, xs)
@@ -218,5 +220,4 @@ def _require_at_most(reverse_steps: int | EarlyDisplacement | None, num_steps: i
 
 
 def _distance(a: Params, b: Params) -> Array:
-    squares = [jnp.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
-    return jnp.sqrt(sum(squares, jnp.float32(0)))
+    return norm(jax.tree.map(jnp.subtract, a, b))

@@ -15,6 +15,7 @@ from hgrad_jax.adjoints.along_polyline import (
 )
 from hgrad_jax.adjoints.base import Work
 from hgrad_jax.functions import as_int
+from hgrad_jax.linear_solvers import norm
 from hgrad_jax.polyline import Clip
 from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
 from hgrad_jax.types import Array, Params, State, Transition
@@ -50,9 +51,6 @@ class EqualArcLength:
         """Returns before which steps the waypoints are: int32 `[count]`, from 0 to T."""
         read = trajectory.transition.params
 
-        def norm(tree):
-            return jnp.sqrt(sum((jnp.sum(x**2) for x in jax.tree.leaves(tree)), jnp.float32(0)))
-
         def step(carry, t_and_slices):
             state, last = carry
             t, slices = t_and_slices
@@ -68,10 +66,10 @@ class EqualArcLength:
         # One step in a thousand by number, so that a path at rest has waypoints as well.
         lengths = lengths + 1e-3 * jnp.mean(lengths) + jnp.finfo(lengths.dtype).tiny
         gone = jnp.cumsum(lengths)
-        goals = jnp.linspace(0, 1, count) * gone[-1]
+        goals = jnp.linspace(0, 1, count, dtype=gone.dtype) * gone[-1]
         at = 1 + jnp.searchsorted(gone, goals)
         # Increasing from 0 to T, whatever the lengths are.
-        row = jnp.arange(count)
+        row = jnp.arange(count, dtype=at.dtype)
         at = jax.lax.cummax(at - row) + row
         at = jnp.minimum(at, trajectory.num_steps - (count - 1 - row))
         # The ends are the ends, however long sums are rounded, and even if the path is not finite.

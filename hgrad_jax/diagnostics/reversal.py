@@ -205,7 +205,7 @@ def _distances_and_sizes(path: Path, states: State) -> tuple[dict[str, Array], d
             # Written at every step, and over until step at[i] is reached.
             apart = jax.tree.map(jnp.subtract, _variables(state), _variables(row(states, i)))
             distances = {name: d.at[i].set(norm(apart[name])) for name, d in distances.items()}
-            return (state, i - (at[i] == t), distances), None
+            return (state, i - (at[i] == t).astype(i.dtype), distances), None
 
         last = at.size - 1
         sizes = {name: jax.vmap(norm)(tree) for name, tree in _variables(states).items()}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.arguments import taken
+from hgrad_jax.dtypes import wide
 from hgrad_jax.elementary.arithmetic import elementwise, merge, root
 from hgrad_jax.elementary.gradients import GradientProvider, backpropagation
 from hgrad_jax.elementary.kick_drift import PARAMS, Slot, kick_drift
@@ -191,20 +192,15 @@ def correction(decay: Array, count: Array) -> Array:
       decay: floats in [0, 1), any shape.
       count: int32 scalar, steps taken before.
     """
-    return -jnp.expm1(_weak(count + 1) * jnp.log(decay))
+    return -jnp.expm1((count + 1).astype(jnp.result_type(decay)) * jnp.log(decay))
 
 
 @correction.defjvp
 def _correction_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # The derivative of the power itself, which is right at a decay of zero too.
     decay, count = primals
-    slope = -_weak(count + 1) * decay ** count.astype(decay.dtype)
+    slope = -(count + 1).astype(decay.dtype) * decay ** count.astype(decay.dtype)
     return correction(decay, count), slope * tangents[0]
-
-
-def _weak(count: Array) -> Array:
-    """Returns an integer as a float that takes the dtype of what it meets, as a Python number."""
-    return jax.lax.convert_element_type(count, float)
 
 
 def one_minus(lost: Any, count: Array) -> Array:
@@ -224,7 +220,7 @@ def one_minus(lost: Any, count: Array) -> Array:
     '1.0e-05'
     """
     lost = jnp.asarray(lost)
-    lost = lost.astype(jnp.promote_types(lost.dtype, jnp.float32))
+    lost = lost.astype(wide(lost.dtype))
     if lost.dtype == jnp.float64:
         return 1 - lost
     return _one_minus(lost, count)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.dtypes import wide
 from hgrad_jax.trees import spread
 from hgrad_jax.types import Array, Params
 
@@ -33,7 +34,7 @@ def elementwise(formula: Callable[..., Array], *trees: Params, **prefixes: Any) 
 
     def at_leaf(*leaves: Array) -> Array:
         dtype = leaves[0].dtype
-        numbers = [jnp.asarray(x, jnp.promote_types(dtype, jnp.float32)) for x in leaves]
+        numbers = [jnp.asarray(x, wide(dtype)) for x in leaves]
         given = dict(zip(prefixes, numbers[len(trees) :], strict=True))
         return formula(*numbers[: len(trees)], **given).astype(dtype)
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax import arguments
+from hgrad_jax.dtypes import wide
 from hgrad_jax.elementary.gradients import (
     GradientFn,
     GradientProvider,
@@ -372,9 +373,12 @@ def undo(
         if name not in decays:
             return jax.tree.map(jnp.subtract, variable, increment)
         full = spread(decays[name], variable, f"the decay of {name!r}")
-        return jax.tree.map(
-            lambda a, x, y: ((x - y) / a).astype(x.dtype), full, variable, increment
-        )
+
+        def at_leaf(a, x, y):
+            dtype = wide(x.dtype)  # as in `scale_and_add`
+            return ((x - y).astype(dtype) / jnp.asarray(a, dtype)).astype(x.dtype)
+
+        return jax.tree.map(at_leaf, full, variable, increment)
 
     slots = dict(state.slots)
     trails = exact.trail(state.params, hparams, count)
@@ -405,7 +409,7 @@ def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Pa
 
     def at_leaf(a: Any, x: Array, y: Array) -> Array:
         # In float32 at least: a Python number beside a bfloat16 would be rounded to it, 0.999 to 1.
-        a = jnp.asarray(a, jnp.promote_types(x.dtype, jnp.float32))
-        return (a * x + y).astype(x.dtype)
+        a = jnp.asarray(a, wide(x.dtype))
+        return (a * x.astype(a.dtype) + jnp.asarray(y, a.dtype)).astype(x.dtype)
 
     return jax.tree.map(at_leaf, full, tree, increment)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.arguments import taken
+from hgrad_jax.dtypes import common, wide
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientFn, GradientProvider, gradient_from
 from hgrad_jax.elementary.source import Source, field, read
@@ -183,11 +184,9 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
                 f"bound is {c!r}, but clip_by_norm bounds one norm over all tensors by one number; "
                 "clip_by_value takes a bound for each."
             )
-        squares = [
-            jnp.sum(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32))))
-            for g in jax.tree.leaves(gradient)
-        ]
-        norm = root(jnp.asarray(sum(squares)))
+        squares = [jnp.sum(jnp.square(g.astype(wide(g.dtype)))) for g in jax.tree.leaves(gradient)]
+        dtype = common(c, *squares)
+        norm, c = root(jnp.asarray(sum(x.astype(dtype) for x in squares))), jnp.asarray(c, dtype)
         is_long = norm > c
         factor = jnp.where(is_long, c / jnp.where(is_long, norm, 1), 1)
         return elementwise(lambda g, factor: factor * g, gradient, factor=factor)
@@ -239,7 +238,7 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
         leaves, treedef = jax.tree.flatten(gradient)
         keys = jax.random.split(key, len(leaves))
         drawn = [
-            jax.random.normal(each, jnp.shape(g), jnp.promote_types(g.dtype, jnp.float32))
+            jax.random.normal(each, jnp.shape(g), wide(g.dtype))
             for each, g in zip(keys, leaves, strict=True)
         ]
         noise = jax.tree.unflatten(treedef, drawn)

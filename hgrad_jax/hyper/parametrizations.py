@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from hgrad_jax.dtypes import common
 from hgrad_jax.functions import is_array
 from hgrad_jax.types import Array
 
@@ -47,7 +48,7 @@ def _made(
         where = jax.tree_util.keystr(path) or "the value"
         if not _is_real(x):
             raise TypeError(f"{where} is {x!r}, no real number, of which {name} could be taken.")
-        dtype = jnp.result_type(float, x)
+        dtype = common(float, x)
         if not isinstance(x, Tracer):
             given = np.asarray(x)
             with np.errstate(over="ignore", under="ignore"):
@@ -72,7 +73,7 @@ def _made(
         if not _is_real(u):
             where = "u" + jax.tree_util.keystr(path)
             raise TypeError(f"{where} is {u!r}, no real number, which {name} could be the map of.")
-        return to_value(jnp.asarray(u, jnp.result_type(float, u)))
+        return to_value(jnp.asarray(u, common(float, u)))
 
     return Parametrization(
         lambda u: jax.tree_util.tree_map_with_path(valued, u, is_leaf=lambda _: u is None),

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.dtypes import common
 from hgrad_jax.functions import is_array
 from hgrad_jax.trees import spread
 from hgrad_jax.types import Array, Params
@@ -44,8 +45,14 @@ def l1(params: Params, coefficients: Any) -> Array:
 def _sum(formula: Any, coefficients: Any, params: Params) -> Array:
     params = floating(params, "params")
     full = spread(coefficients, params, "coefficients")
-    terms = jax.tree.map(lambda c, w: jnp.sum(formula(c, w)), full, params)
-    return jnp.sum(jnp.stack(jax.tree.leaves(terms)))
+
+    def term(c: Any, w: Array) -> Array:
+        dtype = common(c, w)
+        return jnp.sum(formula(jnp.asarray(c, dtype), w.astype(dtype)))
+
+    terms = jax.tree.leaves(jax.tree.map(term, full, params))
+    dtype = common(*terms)
+    return jnp.sum(jnp.stack([x.astype(dtype) for x in terms]))
 
 
 def weighted_mean(losses: Array, weights: Array) -> Array:
@@ -76,4 +83,5 @@ def weighted_mean(losses: Array, weights: Array) -> Array:
             f"losses have the shape {jnp.shape(losses)} and weights {jnp.shape(weights)}; pass the "
             "weights of the batch's examples, one each."
         )
-    return jnp.mean(losses * weights)
+    dtype = common(losses, weights)
+    return jnp.mean(jnp.asarray(losses, dtype) * jnp.asarray(weights, dtype))

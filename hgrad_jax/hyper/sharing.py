@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.dtypes import common
 from hgrad_jax.functions import is_array, is_number, require_function
 from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, Params
@@ -55,7 +56,7 @@ def one_for_all() -> Sharing:
     def init(params: Params, value: Any) -> Array:
         _require_floating(params)
         _require_number(value)
-        return jnp.full((), value, jnp.result_type(float, *jax.tree.leaves(params)))
+        return jnp.full((), value, common(float, *jax.tree.leaves(params)))
 
     def expand(small: Array, params: Params) -> Params:
         if not is_like(small, 0.0):

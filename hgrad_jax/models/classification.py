@@ -94,7 +94,8 @@ def classification_metrics(
             logits = jnp.asarray(model.apply(variables, x, train=False))
             is_wrong = is_misclassified(logits, y)
             loss = x.shape[0] * cross_entropy(logits, y)
-            return jnp.stack([loss, jnp.sum(~is_wrong), jnp.sum(is_wrong)])
+            counts = jnp.stack([jnp.sum(~is_wrong), jnp.sum(is_wrong)])
+            return jnp.concatenate([loss[None], counts.astype(loss.dtype)])
 
         size = min(batch_size, n)
         num_whole, rest = divmod(n, size)

@@ -226,7 +226,9 @@ def _products(state: DescentState, slope: Params, learned: str) -> tuple[Any, An
 
         # Broadcasting transposed is summing.
         like, pull = jax.vjp(spread_out, rate)
-        return pull(jax.tree.map(lambda x, y, r: x.astype(r.dtype) * y, a, b, like))[0]
+        return pull(
+            jax.tree.map(lambda x, y, r: x.astype(r.dtype) * y.astype(r.dtype), a, b, like)
+        )[0]
 
     return (
         summed(slope, state.direction),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hgrad_jax.arguments import taken
+from hgrad_jax.dtypes import wide
 from hgrad_jax.elementary.source import Source, read
 from hgrad_jax.functions import is_number, positive_int
 from hgrad_jax.guard import is_float
@@ -203,8 +204,8 @@ def _filled(state: State, floats: list[Array]) -> State:
 def _contract(tangents: Array, bar: Array) -> Array:
     """Returns `[D]`, the inner product of each tangent with a cotangent."""
     # Not a matrix product, which an accelerator may compute in fewer digits.
-    wide = jnp.promote_types(bar.dtype, jnp.float32)
-    products = tangents.astype(wide) * bar.astype(wide)
+    dtype = wide(bar.dtype)
+    products = tangents.astype(dtype) * bar[None].astype(dtype)
     return jnp.sum(products.reshape(tangents.shape[0], -1), axis=1)
 
 

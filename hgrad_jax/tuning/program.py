@@ -102,10 +102,12 @@ def _stays_finite(before: Any, after: Any) -> Array:
 
 
 def _norm(leaves: list[Array]) -> Array:
-    return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in leaves), jnp.zeros(())))
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x)).astype(float) for x in leaves), jnp.zeros(())))
 
 
 def _spread(leaves: list[Array]) -> Array:
     if leaves[0].shape[0] < 2:
         return jnp.array(jnp.nan)
-    return jnp.sqrt(sum((jnp.sum(jnp.var(x, axis=0, ddof=1)) for x in leaves), jnp.zeros(())))
+    return jnp.sqrt(
+        sum((jnp.sum(jnp.var(x, axis=0, ddof=1)).astype(float) for x in leaves), jnp.zeros(()))
+    )
