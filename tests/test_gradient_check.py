@@ -147,7 +147,7 @@ def test_what_rounding_leaves_of_adam_is_told():
     assert report.rounding[0].path == "params"
     assert report.rounding[0].is_ill_conditioned
     assert "\nill-conditioned: rounding of the inputs moves the hyperg" in str(report)
-    well = adam_report(1e-2, start)
+    well = adam_report(1e-3, np.array([2.0, 3.0], np.float32))
     assert well.rounding[0].relative_error < 1e-4
     assert "ill-conditioned" not in str(well)
     with jax.enable_x64(True):

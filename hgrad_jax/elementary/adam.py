@@ -44,6 +44,13 @@ def adam(
     also where a gradient is exactly zero; a step is there 1 / eps times as sensitive as the
     gradient.
 
+    The first step is lr g / (|g| + eps), nearly a sign: where |g| is not far from eps, rounding of
+    g moves a derivative by the initial parameters much. In float32, 1,000 steps of an MLP on images
+    with eps = 1e-8 leave it 1.7e-2 off (relative, to float64); 1e-6 leaves 4.9e-4, 1e-5 8.8e-5,
+    1e-4 4.7e-6. (By an L2 coefficient it is 2.4e-4 at 1e-8; by rates and decays below 1e-5 in
+    all.) Choose a larger eps, or train in float64, where that derivative matters;
+    `check_hypergradient` warns of it.
+
     As in optax the correction of step t knows that step's decays only: where b1 or b2 is a schedule
     it is b_t**(t+1), not the product b_0 ... b_t, and a derivative with respect to b_t contains
     that power's.
@@ -101,7 +108,8 @@ def adamw(
     steps is right also where lr wd is no larger than that. (Two roundings are left: a float32
     weight that nothing else moves cannot shrink by less than its own spacing, except under
     `Reversible()`, which keeps it finer; and float64 rates with float32 parameters make a factor
-    that is rounded alike in every step.)
+    that is rounded alike in every step.) What `adam` says of a small eps in float32 is true here
+    too.
 
     Args: as `adam`, and
       weight_decay: wd, a number or a function of hparams; its value is a tree prefix of params: 0
