@@ -121,6 +121,29 @@ def positive(name: str, value: Any) -> float:
     return real(name, value)
 
 
+def limit(name: str, value: Any) -> float:
+    """A number above zero; infinite where it never refuses."""
+    if not is_number(value) or not value > 0:
+        raise ValueError(f"{name} is {value!r}; it must be a positive float.")
+    return narrow(value)
+
+
+def steps(name: str, value: Any) -> int:
+    """The length of a run: an int from 1 on that int32 can hold, known when it is traced."""
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"{name} is traced; it sets the length of a scan: make it a static argument of jit."
+        )
+    found = as_int(value)
+    if found is None:
+        raise TypeError(f"{name} is {value!r}; it must be an int.")
+    if found < 1:
+        raise ValueError(f"{name} is {value}; a run has at least one step.")
+    if found >= INT32_END:
+        raise ValueError(f"{name} is {value}; steps are counted in int32, below 2**31.")
+    return found
+
+
 def prng_key(name: str, value: Any) -> Any:
     """One PRNG key, typed or raw, or None."""
     if value is None:
@@ -226,6 +249,8 @@ KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("key", "coordinate_key"), prng_key),
     **dict.fromkeys(("logits", "labels", "inputs"), array),
     "epsilon": positive,
+    "stationarity_tolerance": limit,
+    "num_steps": steps,
     "name": text,
 }
 """The kind of each setting, by its name."""

@@ -51,7 +51,8 @@ def check(info: Info) -> Info:
     _refuse(
         run.nonfinite,
         f"the training became infinite or NaN {when}",
-        "lower the learning rate, or look for the loss that does not stay finite",
+        "lower the learning rate, or look for the loss that does not stay finite, or for "
+        "params and hparams that are not",
     )
     _refuse(
         run.overflow,

@@ -13,9 +13,10 @@ import jax
 
 from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.functions import require_function
+from hgrad_jax.elementary.gradients import scalar
+from hgrad_jax.functions import ASKED_FOR_VALUE, require_function
 from hgrad_jax.jaxprs import has_foreign_rule
-from hgrad_jax.trees import require_like
+from hgrad_jax.trees import require_like, shown
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 
@@ -45,6 +46,7 @@ def hvp(loss: Callable[..., Array], params: Params, direction: Params, *args: An
       Array([  6., -12.], dtype=float32)
     """
     _require(loss, params, direction, args)
+    loss = _fitting(loss)
 
     def gradient(p: Params) -> Params:
         return jax.grad(loss)(p, *args)
@@ -87,6 +89,7 @@ def mixed_product(
     """
     _require(loss, params, direction, (hparams, *args))
     hparams = validate.floating(hparams, "hparams")
+    loss = _fitting(loss, "hparams")
     if has_foreign_rule(lambda p, h: loss(p, h, *args), params, hparams):
         _, pull = jax.vjp(lambda h: jax.grad(loss)(params, h, *args), hparams)
         return pull(direction)[0]
@@ -105,6 +108,24 @@ def _require(loss: Any, params: Params, direction: Params, args: tuple[Any, ...]
     require_like(direction, params, "direction", "params")
     call = f"loss({', '.join(('params', *(f'arg{i}' for i in range(len(args)))))})"
     require_function(loss, call, "a function of these that returns a scalar")
+
+
+def _fitting(loss: Any, second: str = "arg0") -> Callable[..., Array]:
+    """Returns the loss, which says so where what it reads of its arguments is not there."""
+
+    def called(*args: Any) -> Any:
+        try:
+            return loss(*args)
+        except ASKED_FOR_VALUE:  # TypeErrors too, but of arguments that fit
+            raise
+        except (TypeError, AttributeError, LookupError) as error:
+            given = ", ".join(map(shown, args[:2]))
+            raise TypeError(
+                f"loss failed when it was called with params and {second} of the shapes {given} "
+                f"({type(error).__name__}: {error}); pass it those that it reads."
+            ) from error
+
+    return scalar(called)
 
 
 def jacobian_of_final_params(

@@ -21,7 +21,13 @@ from jax.sharding import PartitionSpec as Part
 
 from hgrad_jax import processes
 from hgrad_jax.data_parallel import BATCH_PARTS
-from hgrad_jax.functions import positive_int, require_hashable, traced
+from hgrad_jax.functions import (
+    as_int,
+    positive_int,
+    require_function,
+    require_hashable,
+    traced,
+)
 
 RUNS = "runs"
 
@@ -88,7 +94,7 @@ def over_devices(
         raise TypeError(f"function is {function!r}; it must be a function of arrays.")
     require_hashable(function, "function")
     axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
-    if any(axis is not None and (isinstance(axis, bool) or axis != 0) for axis in axes):
+    if any(axis is not None and as_int(axis) != 0 for axis in axes):
         raise TypeError(f"in_axes is {in_axes!r}; give 0 or None for each argument, or for all.")
     if batch_parts is None:
         is_one = all(axis is None for axis in axes)
@@ -97,6 +103,8 @@ def over_devices(
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
+        required = ", ".join(f"args_{i}" for i in range(len(args)))
+        require_function(function, f"function({required})", "a function of as many arrays")
         of_args = axes if isinstance(in_axes, tuple) else axes * len(args)
         num_runs = _num_runs(args, of_args)
         mesh = mesh_of(1 if num_runs is None else num_runs, devices, batch_parts)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax import while_loops
-from hgrad_jax.functions import traced
+from hgrad_jax.functions import is_array, traced
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
@@ -34,6 +34,10 @@ def first_step(trajectory: Trajectory, params: Params, given: Inputs) -> tuple[S
 
     def first(params: Params, given: Inputs) -> tuple[State, State, Any]:
         state = first_state(trajectory, params, given)
+        if not all(map(is_array, jax.tree.leaves(state))):
+            raise TypeError(
+                f"transition.init returned {state!r}; a state must be a pytree of arrays."
+            )
         slices = jax.tree.map(lambda x: x[0], given.schedules)
         after = float_step(
             trajectory, state, given.constants, slices, given.data, given.key, jnp.int32(0)

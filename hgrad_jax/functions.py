@@ -136,6 +136,18 @@ def is_array(value: Any) -> bool:
     return True
 
 
+def is_real(value: Any) -> bool:
+    """Returns whether JAX takes a value for real numbers: no bools, complex ones, or PRNG keys.
+
+    >>> [is_real(x) for x in (2, np.ones(3), True, 1j, jax.random.key(0), "2")]
+    [True, True, False, False, False, False]
+    """
+    if not is_array(value):
+        return False
+    dtype = jnp.result_type(value)
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
 def require_arrays(tree: Any, name: str) -> None:
     """Raises if a pytree has a leaf that is no array.
 

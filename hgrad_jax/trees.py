@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.arguments import narrow
 from hgrad_jax.dtypes import common
 from hgrad_jax.functions import is_array
 from hgrad_jax.types import Array
@@ -118,6 +119,8 @@ def strong(tree: Any) -> Any:
 def spread(prefix: Any, tree: Any, name: str) -> Any:
     """Returns `prefix` repeated to the structure of `tree`, its leaves unchanged.
 
+    But for integers that int32 cannot hold, which become floats.
+
     Args:
       prefix: a tree prefix of `tree`: one value for everything, one per tensor, or one per number,
         each of a shape that broadcasts to the tensor's.
@@ -125,16 +128,19 @@ def spread(prefix: Any, tree: Any, name: str) -> Any:
       name: what the error message calls it.
 
     Raises:
-      TypeError: `prefix` holds something other than numbers and arrays.
+      TypeError: `prefix` holds something other than numbers and arrays, or PRNG keys.
       ValueError: `prefix` is no prefix of `tree`, or a shape does not broadcast.
     """
     for path, value in jax.tree_util.tree_leaves_with_path(prefix):
-        if not is_array(value):
+        is_key = is_array(value) and jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended)
+        if not is_array(value) or is_key:
             raise TypeError(
                 f"{name}{jax.tree_util.keystr(path)} is {value!r}; it must be a number or an array."
             )
     try:
-        full = jax.tree.map(lambda value, sub: jax.tree.map(lambda _: value, sub), prefix, tree)
+        full = jax.tree.map(
+            lambda value, sub: jax.tree.map(lambda _: narrow(value), sub), prefix, tree
+        )
     except ValueError as error:
         where = where_no_prefix(prefix, tree, "params")
         raise ValueError(

@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from hgrad_jax.adjoints.base import Adjoint
-from hgrad_jax.arguments import prng_key
+from hgrad_jax.arguments import prng_key, taken
 from hgrad_jax.first_step import explain, first_step
-from hgrad_jax.functions import INT32_END, as_int, require_arrays, require_function
+from hgrad_jax.functions import as_int, require_arrays, require_function
 from hgrad_jax.guard import guarded
 from hgrad_jax.leaves import require_float
 from hgrad_jax.trajectory import Inputs, Trajectory, inputs
@@ -44,16 +42,7 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
       ValueError: `num_steps` is not positive, `hparams_axes` is no prefix or has other values than
         0 and None, or a schedule has the wrong length.
     """
-    if isinstance(num_steps, Tracer):
-        raise TypeError(
-            "num_steps is traced; it sets the length of a scan: make it a static argument of jit."
-        )
-    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool):
-        raise TypeError(f"num_steps is {num_steps!r}; it must be an int.")
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; a run has at least one step.")
-    if num_steps >= INT32_END:
-        raise ValueError(f"num_steps is {num_steps}; steps are counted in int32, below 2**31.")
+    (num_steps,) = taken(num_steps=num_steps)
     try:
         axes = jax.tree.map(
             lambda axis, sub: jax.tree.map(lambda _: "constant" if axis is None else axis, sub),

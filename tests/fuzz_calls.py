@@ -298,7 +298,7 @@ CALLS: Mapping[str, Call] = {
     "hg.Records": _folder(hg.Records),
     "hg.adam": _rule(hg.adam),
     "hg.adamw": _rule(hg.adamw, weight_decay=0.1),
-    "hg.add_noise": Call(hg.add_noise, {"scale": 0.1}, modifying),
+    "hg.add_noise": Call(hg.add_noise, {"scale": 0.1}, modifying, also=("noise_scale",)),
     "hg.add_weight_decay": Call(hg.add_weight_decay, {"strength": 0.1}, modifying),
     "hg.average": Call(hg.average, {"transition": RULE, "decay": 0.9}, trained),
     "hg.backpropagation": Call(

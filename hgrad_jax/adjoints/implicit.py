@@ -24,6 +24,7 @@ from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
+from hgrad_jax.arguments import take_fields
 from hgrad_jax.closures import (
     is_differentiated,
     opened,
@@ -32,7 +33,6 @@ from hgrad_jax.closures import (
     require_given_batches,
     separate,
 )
-from hgrad_jax.functions import is_number
 from hgrad_jax.guard import differentiated_once
 from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
 from hgrad_jax.traced_once import TracedOnce
@@ -183,12 +183,7 @@ class Implicit(Adjoint):
                 f"batches is {self.batches!r}; it must be a positive int, the number of last "
                 "batches that the condition is the mean over, or None for the data whole."
             )
-        tolerance = self.stationarity_tolerance
-        if not is_number(tolerance) or not tolerance > 0:
-            raise ValueError(
-                f"stationarity_tolerance is {self.stationarity_tolerance!r}; it must be a positive "
-                "float."
-            )
+        take_fields(self)
 
     def require(self, transition: Transition) -> None:
         """Raises a ValueError if no condition is given and the transition knows no loss."""

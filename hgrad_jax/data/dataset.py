@@ -38,11 +38,12 @@ class Splits(NamedTuple):
     test: Dataset
 
 
-def num_examples(data: Any) -> int:
+def num_examples(data: Any, name: str = "data") -> int:
     """Returns N, the common length of the leading axis of all arrays in `data`.
 
     Args:
       data: pytree of arrays [N, *shape].
+      name: what a message calls them.
 
     Returns:
       N as a Python integer: it is static under `jax.jit`.
@@ -55,18 +56,22 @@ def num_examples(data: Any) -> int:
     5
     """
     shapes = {
-        "data" + jax.tree_util.keystr(path): np.shape(leaf)
+        name + jax.tree_util.keystr(path): np.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(data)
     }
     if not shapes:
-        raise ValueError("data holds no array: pass a pytree of arrays with a common leading axis.")
+        raise ValueError(
+            f"{name} holds no array: pass a pytree of arrays with a common leading axis."
+        )
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) > 1 or () in lengths:
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"data must have one leading axis, the examples, in common: got {listed}.")
+        listed = ", ".join(f"{where} {list(shape)}" for where, shape in shapes.items())
+        raise ValueError(
+            f"{name} must have one leading axis, the examples, in common: got {listed}."
+        )
     (length,) = lengths.pop()
     if length == 0:
-        raise ValueError("data has no examples: its arrays have a leading axis of length 0.")
+        raise ValueError(f"{name} has no examples: its arrays have a leading axis of length 0.")
     return length
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.functions import positive_int, require_arrays
 
@@ -28,6 +29,7 @@ def validate_examples(data: Any, num_classes: int, name: str = "data") -> Any:
     ...
     ValueError: data has the label 2 at example 1; the classes are 0..1: correct it, ...
     """
+    (name,) = taken(name=name)
     positive_int("num_classes", num_classes)
     if not isinstance(data, tuple | list) or len(data) != 2:
         what = f"{len(data)} parts" if isinstance(data, tuple | list) else "no parts"
@@ -65,6 +67,7 @@ def validate_finite(data: Any, name: str = "data") -> Any:
       TypeError: they hold something other than arrays.
       ValueError: a number is infinite or NaN; the message names the first such example.
     """
+    (name,) = taken(name=name)
     require_arrays(data, name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):

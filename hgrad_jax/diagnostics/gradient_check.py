@@ -25,6 +25,7 @@ from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.gradient_entries import compared
 from hgrad_jax.diagnostics.gradient_report import GradientReport
 from hgrad_jax.diagnostics.rounding import rounding_errors
+from hgrad_jax.functions import require_function, traced
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
@@ -209,14 +210,20 @@ def check_gradient(
     settings = _settings(num_samples, step, tolerance, seed)
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}; pass a function loss(params, *args) -> scalar.")
+    required = ", ".join(("params", *(f"arg{i}" for i in range(len(args)))))
+    require_function(loss, f"loss({required})", "a function of these that returns a scalar")
+    if gradient is not None:
+        require_function(gradient, f"gradient({required})", "a function of these, or None")
     _require_values((params, args))
     with jax.enable_x64(True):
         params = _in_float64(validate.floating(params, "params"), "params")
         args = _in_float64(args, "args")
-        out = jax.eval_shape(loss, params, *args)
+        with traced("loss"):
+            out = jax.eval_shape(loss, params, *args)
         if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not _is_floating(out.dtype):
             raise ValueError(f"loss returned {out}; it must return one floating-point number.")
-        bar = jax.jit(gradient or jax.grad(loss))(params, *args)
+        with traced("gradient" if gradient else "loss"):
+            bar = jax.jit(gradient or jax.grad(loss))(params, *args)
         if not is_like(bar, params):
             raise ValueError(
                 f"gradient returned a tree of shapes {shown(bar)}; params has {shown(params)}, and "

@@ -146,7 +146,7 @@ def projections(
     if not np.isfinite(points).all():
         raise ValueError(
             "the path is infinite or NaN; lower the learning rate, or look for the loss that does "
-            "not stay finite."
+            "not stay finite, or for params and hparams that are not."
         )
 
     drawing_key = jax.random.key(0) if coordinate_key is None else coordinate_key

@@ -5,6 +5,7 @@ rule takes one as `gradient=`; a gradient written by hand is `gradient=lambda lo
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,16 +66,16 @@ def _require_loss(loss: Loss) -> None:
     )
 
 
-def scalar(loss: Loss, name: str = "loss") -> Loss:
+def scalar(loss: Callable[..., Any], name: str = "loss") -> Callable[..., Array]:
     """Returns the loss, raising when it is traced if it is not a floating-point scalar.
 
     Args:
-      loss: `loss(params, hparams, batch, key)`.
+      loss: `loss(params, hparams, batch, key)`, or of other arguments.
       name: what the message calls it.
     """
 
-    def checked(params, hparams, batch, key):
-        value = loss(params, hparams, batch, key)
+    def checked(*args):
+        value = loss(*args)
         if len(jax.tree.leaves(value)) != 1 or isinstance(value, tuple | list | dict):
             raise ValueError(
                 f"{name} returned a {type(value).__name__}; it must return one floating-point "

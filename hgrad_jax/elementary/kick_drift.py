@@ -196,11 +196,11 @@ def kick_drift(
     )
 
     def start(params, hparams):
-        given = (
-            init(params, hparams)
-            if init
-            else {name: jax.tree.map(jnp.zeros_like, params) for name in slots}
-        )
+        given = {name: jax.tree.map(jnp.zeros_like, params) for name in slots}
+        if init is not None:
+            given = named("init", init(params, hparams), tuple(slots))
+            for name, slot in given.items():
+                require_like(slot, params, f"what init returned for {name!r}")
         return KickDriftState(params, given, jnp.int32(0))
 
     return from_exact(exact, start)
@@ -216,7 +216,8 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
         for name in decays:
             if name not in exact.slots:
                 raise ValueError(
-                    f"decays names {name!r}, which is no variable of the rule: {list(exact.slots)}."
+                    f"decays names {name!r}, which is no variable of the rule: {list(exact.slots)}"
+                    "; give it a slot in slots."
                 )
 
         def advance(name, variable, increment):
@@ -241,6 +242,10 @@ def from_exact(exact: KickDrift, init: Callable[[Params, Hparams], KickDriftStat
 
     made = from_update(init, update, exact.gradient)
     return made._replace(step=ExactStep(exact, made.step), exact=exact)
+
+
+SETTINGS = {"velocity": "momentum", PARAMS: "weight_decay", "first_moment": "b1"}
+"""The hyperparameters that are decays in the library's rules, for messages."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -405,7 +410,8 @@ def named(stage: str, increments: Any, names: tuple[str, ...]) -> dict[str, Para
 
 def scale_and_add(factor: Any, tree: Params, increment: Params, name: str) -> Params:
     """Returns factor * tree + increment in the dtypes of `tree`, the factor being a tree prefix."""
-    full = spread(factor, tree, f"the decay of {name!r}")
+    setting = f" ({SETTINGS[name]})" if name in SETTINGS else ""
+    full = spread(factor, tree, f"the decay of {name!r}{setting}")
 
     def at_leaf(a: Any, x: Array, y: Array) -> Array:
         # In float32 at least: a Python number beside a bfloat16 would be rounded to it, 0.999 to 1.

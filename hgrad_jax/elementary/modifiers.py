@@ -17,6 +17,7 @@ from hgrad_jax.arguments import taken
 from hgrad_jax.dtypes import common, wide
 from hgrad_jax.elementary.arithmetic import elementwise, root
 from hgrad_jax.elementary.gradients import GradientFn, GradientProvider, gradient_from
+from hgrad_jax.elementary.kick_drift import floats
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.functions import is_concrete, require_function
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
@@ -108,9 +109,10 @@ class _Modified:
             found = gradient_at(params, hparams, batch, key)
             for i, modifier in enumerate(self.modifiers):
                 if isinstance(modifier, RandomModifier):
-                    found = modifier.modify(found, params, hparams, _key_of(i, key))
+                    changed = modifier.modify(found, params, hparams, _key_of(i, key))
+                    found = floats(changed, "what modify returned")
                 else:
-                    found = modifier(found, params, hparams)
+                    found = floats(modifier(found, params, hparams), "what the modifier returned")
             return found
 
         return gradient
@@ -130,10 +132,10 @@ def add_weight_decay(strength: Source = field("weight_decay")) -> GradientModifi
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         return elementwise(
-            lambda g, x, weight_decay: g + weight_decay * x,
+            lambda g, x, strength: g + strength * x,
             gradient,
             params,
-            weight_decay=read(strength, hparams),
+            strength=read(strength, hparams),
         )
 
     return modify
@@ -152,11 +154,11 @@ def clip_by_value(bound: Source = field("clip")) -> GradientModifier:
     _require_bound(bound, "clip_by_value")
     (bound,) = taken(bound=bound)
 
-    def limit(g: Array, clip: Array) -> Array:
-        return jnp.where(jnp.abs(g) > clip, jnp.sign(g) * clip, g)
+    def limit(g: Array, bound: Array) -> Array:
+        return jnp.where(jnp.abs(g) > bound, jnp.sign(g) * bound, g)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
-        return elementwise(limit, gradient, clip=read(bound, hparams))
+        return elementwise(limit, gradient, bound=read(bound, hparams))
 
     return modify
 
@@ -179,7 +181,7 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
         c = read(bound, hparams)
-        if len(jax.tree.leaves(c)) != 1 or jnp.shape(jax.tree.leaves(c)[0]) != ():
+        if not jax.tree_util.all_leaves([c]) or jnp.shape(c) != ():
             raise ValueError(
                 f"bound is {c!r}, but clip_by_norm bounds one norm over all tensors by one number; "
                 "clip_by_value takes a bound for each."

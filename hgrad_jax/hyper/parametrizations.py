@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.dtypes import common
-from hgrad_jax.functions import is_array
+from hgrad_jax.functions import is_real
 from hgrad_jax.types import Array
 
 
@@ -45,8 +45,8 @@ def _made(
     high: float,
 ) -> Parametrization:
     def checked(path: Any, x: Any) -> Array:
-        where = jax.tree_util.keystr(path) or "the value"
-        if not _is_real(x):
+        where = "x" + jax.tree_util.keystr(path) if path else "the value"
+        if not is_real(x):
             raise TypeError(f"{where} is {x!r}, no real number, of which {name} could be taken.")
         dtype = common(float, x)
         if not isinstance(x, Tracer):
@@ -70,7 +70,7 @@ def _made(
         return jnp.where((array > low) & (array < high), from_value(array), jnp.nan)
 
     def valued(path: Any, u: Any) -> Array:
-        if not _is_real(u):
+        if not is_real(u):
             where = "u" + jax.tree_util.keystr(path)
             raise TypeError(f"{where} is {u!r}, no real number, which {name} could be the map of.")
         return to_value(jnp.asarray(u, common(float, u)))
@@ -100,13 +100,6 @@ def _require_slope(
             f"{where} is {given[is_flat].flat[0]!r}, so near to an end of {name} that its slope is "
             f"0 in {numbers.dtype}, and it could not be tuned; start farther inside."
         )
-
-
-def _is_real(x: Any) -> bool:
-    if not is_array(x):
-        return False
-    dtype = jnp.result_type(x)
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 log = _made("log", jnp.exp, jnp.log, 0.0, np.inf)

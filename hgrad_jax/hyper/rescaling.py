@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.arguments import numbers, taken
+from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.elementary.source import Source, field, read
 from hgrad_jax.functions import require_function
 from hgrad_jax.hyper.penalties import l2
@@ -49,7 +50,7 @@ def rescaled(
     log_scale, log_penalty = taken(log_scale=log_scale, log_penalty=log_penalty)
 
     def of_z(params: Params, hparams: Hparams, batch: Batch, key: Array | None) -> Array:
-        value = loss(weights_of(params, read(log_scale, hparams)), hparams, batch, key)
+        value = scalar(loss)(weights_of(params, read(log_scale, hparams)), hparams, batch, key)
         if log_penalty is None:
             return value
         strength = read(log_penalty, hparams)

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hgrad_jax.arguments import taken
 from hgrad_jax.dtypes import common
-from hgrad_jax.functions import is_array, is_number, require_function
+from hgrad_jax.functions import is_array, is_real, require_function
 from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Array, Params
 
@@ -195,8 +196,12 @@ def over_windows(values: Any, num_steps: int) -> Any:
             f"num_steps is {num_steps!r}; it must be an int, the number of rows of the schedule: "
             "make it a static argument under jit."
         )
+    (num_steps,) = taken(num_steps=num_steps)
 
     def expand(path: Any, x: Any) -> Array:
+        if not is_array(x):
+            where = "values" + jax.tree_util.keystr(path)
+            raise TypeError(f"{where} is {x!r}; it must be an array with one row per window.")
         shape = jnp.shape(x)
         if not shape or not 1 <= shape[0] <= num_steps:
             raise ValueError(
@@ -234,7 +239,7 @@ def _require_floating(params: Params) -> None:
 
 def _require_number(value: Any) -> None:
     shape = getattr(value, "shape", ())  # of a traced number too
-    if shape != () or (not hasattr(value, "shape") and not is_number(value)):
+    if shape != () or not is_real(value):
         shown = repr(value) if jax.tree_util.all_leaves([value]) else f"a {type(value).__name__}"
         shown = f"an array of shape {shape}" if shape else shown
         raise ValueError(

@@ -17,9 +17,9 @@ from flax import linen as nn
 from jax.extend.core import Var
 
 from hgrad_jax.directions import Directions, Rademacher
-from hgrad_jax.elementary.gradients import GradientProvider
+from hgrad_jax.elementary.gradients import GradientProvider, scalar
 from hgrad_jax.forward_gradient import check_count, direction_key
-from hgrad_jax.functions import require_function
+from hgrad_jax.functions import require_function, traced
 from hgrad_jax.models.batch_norm import BatchNorm
 from hgrad_jax.models.independence import is_mixing
 from hgrad_jax.trees import shown
@@ -137,7 +137,9 @@ def activity_forward_gradient(
             found = _replaced(found, is_other, other_bars)
             if penalty is None:
                 return found
-            return jax.tree.map(jnp.add, found, jax.grad(penalty)(params, hparams))
+            return jax.tree.map(
+                jnp.add, found, jax.grad(scalar(penalty, "penalty"))(params, hparams)
+            )
 
         def gradient(params, hparams, batch, key):
             try:
@@ -256,7 +258,8 @@ def _units(losses: Callable[..., Array], params: Any) -> tuple[list[jax.ShapeDty
         units.append(jax.ShapeDtypeStruct(z.shape, z.dtype))
         return z
 
-    found = jax.eval_shape(functools.partial(losses, layer), params)
+    with traced("example_losses"):
+        found = jax.eval_shape(functools.partial(losses, layer), params)
     if not hasattr(found, "shape") or len(found.shape) != 1:
         raise ValueError(
             f"example_losses returned {found}; it must return one loss for each example, [B]."

@@ -100,7 +100,7 @@ def batch_statistics(
     (inputs,) = taken(inputs=inputs)
     if not inputs.ndim:
         raise ValueError("inputs is one number; it must be an array [N, *shape] of examples.")
-    n = num_examples(inputs)
+    n = num_examples(inputs, "inputs")
     size = n if batch_size is None else as_int(batch_size)
     if size is None:
         raise ValueError(f"batch_size is {batch_size!r}; it must be a positive int, or None.")

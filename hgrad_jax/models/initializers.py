@@ -22,7 +22,7 @@ from flax.linen.initializers import normal as scaled_normal
 from flax.linen.initializers import zeros as zeros
 from jax import Array
 
-from hgrad_jax.arguments import taken
+from hgrad_jax.arguments import real, taken
 
 Initializer = Callable[..., Array]
 """`init(key, shape, dtype) -> array`."""
@@ -77,11 +77,13 @@ def cosine(scale: float = 0.1, *, offset: int = 0) -> Initializer:
       offset: number of the first weight.
 
     Raises:
-      ValueError: offset is not an integer of at least 0.
+      TypeError: scale is no number.
+      ValueError: offset is not an integer of at least 0, or scale is not finite.
 
     >>> [f"{weight:.3f}" for weight in cosine()(None, (4,))]
     ['0.100', '0.054', '-0.042', '-0.099']
     """
+    scale = real("scale", scale)
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer) or offset < 0:
         raise ValueError(f"offset is {offset!r}; it must be an integer of at least 0.")
 

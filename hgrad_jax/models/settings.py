@@ -1,6 +1,7 @@
 """Checks of what classifiers are made with, and of the batches that they are called with."""
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from hgrad_jax.functions import (
@@ -68,7 +69,9 @@ def require_model(model: Any) -> None:
     Raises:
       TypeError: it is something else, such as a class of them.
     """
-    if isinstance(model, type) or not callable(getattr(model, "apply", None)):
+    # Flax itself has an `apply`, too.
+    is_none = isinstance(model, type | ModuleType)
+    if is_none or not callable(getattr(model, "apply", None)):
         raise TypeError(
             f"model is {model!r}; pass a flax module such as hgrad_jax.models.MLP((50, 10))."
         )

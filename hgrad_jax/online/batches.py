@@ -143,8 +143,8 @@ def split(batch: Any) -> tuple[Batch, Batch]:
     """
     if not isinstance(batch, Batches):
         raise TypeError(
-            f"batch is a {type(batch).__name__}, but a validation loss needs a training and a "
-            "validation batch; pass batch_fn=hg.online.paired(batch_fn, valid_batch_fn), or "
+            f"batch is a {type(batch).__name__}, but valid_loss needs a training and a validation "
+            "batch; pass batch_fn=hg.online.paired(batch_fn, valid_batch_fn), or "
             "hg.online.periods(...) for adaptive, and data=(train, valid)."
         )
     return batch.train, batch.valid

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.adjoints.direct import run_from
+from hgrad_jax.arguments import shown
 from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.functions import traced
+from hgrad_jax.functions import is_array, traced
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, first_state
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
@@ -76,9 +77,10 @@ def in_epoch(
     def now(hparams: Hparams) -> Hparams:
         with traced("epoch_hparams"):
             changed = epoch_hparams(hparams, epoch)
-        if changed is None:
+        if changed is None or not all(map(is_array, jax.tree.leaves(changed))):
             raise ValueError(
-                "epoch_hparams returned None; it must return the hyperparameters of the epoch."
+                f"epoch_hparams returned {shown(changed)}; it must return the hyperparameters of "
+                "the epoch."
             )
         return changed
 

@@ -77,7 +77,7 @@ def finite_at_start(metrics: dict[str, float]) -> dict[str, float]:
         if not np.isfinite(value):
             raise ValueError(
                 f"{name} is {value} at the initial parameters; look for labels that are no class "
-                "(hgrad_jax.data.validate_examples finds them) and for parameters that are not "
-                "finite or too large."
+                "(hgrad_jax.data.validate_examples finds them) and for params that are not finite "
+                "or too large."
             )
     return metrics

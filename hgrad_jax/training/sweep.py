@@ -183,7 +183,8 @@ def _require_results(made: Any) -> None:
 
 def _stacked(settings: Sequence[Hparams]) -> Any:
     """Returns the settings as one tree of arrays [settings, *shape]."""
-    if isinstance(settings, Mapping) or not isinstance(settings, Sequence):
+    is_text = isinstance(settings, str | bytes)
+    if is_text or isinstance(settings, Mapping) or not isinstance(settings, Sequence):
         raise TypeError(
             f"settings is {type(settings).__name__}; give a list of hyperparameters, or hg.grid("
             "settings) if it maps names to values."

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax import validate
+from hgrad_jax.arguments import taken
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.data.overlap import require_disjoint
 from hgrad_jax.functions import require_function
@@ -54,8 +55,8 @@ def require_key(key: Any, init_params: Any, num_runs: int, fresh_splits: bool) -
     """
     if key is None and (num_runs > 1 or fresh_splits or callable(init_params)):
         raise ValueError(
-            "key is None, but several runs, fresh splits and random initial parameters need one; "
-            "pass key=jax.random.key(0)."
+            "key is None, but several runs, fresh splits and random initial parameters "
+            "(init_params that is a function) need one; pass key=jax.random.key(0)."
         )
     if callable(init_params):
         require_function(init_params, "init_params(key)", "a function of a key, or parameters")
@@ -119,12 +120,13 @@ def lengths(
     if run_hparams is not None:
         call = "run_hparams(hparams, num_steps)"
         require_function(run_hparams, call, "a function, or None")
+    found = [taken(num_steps=length)[0] for length in found]
     for length in dict.fromkeys(found):
         of_run = hparams
-        if run_hparams is not None and isinstance(length, int | np.integer) and length > 0:
+        if run_hparams is not None:
             of_run = jax.eval_shape(lambda h, n=length: expanded(run_hparams, h, n), hparams)
         validate.schedules(of_run, hparams_axes, length)
-    return [int(length) for length in found]
+    return found
 
 
 def require_stable(before: Any, after: Any) -> None:

@@ -123,8 +123,8 @@ def meta_step(
         require_function(run_hparams, "run_hparams(hparams, num_steps)", "a function, or None")
     if key is None and (num_runs > 1 or callable(init_params)):
         raise ValueError(
-            "key is None, but several runs or random initial parameters need one; pass "
-            "key=jax.random.key(0)."
+            "key is None, but several runs or random initial parameters (init_params that is a "
+            "function) need one; pass key=jax.random.key(0)."
         )
 
     def one(key: Array | None, hparams: Hparams, init: Any, train: Data, valid: Data) -> Any:
@@ -202,7 +202,8 @@ def _side_by_side(
 ) -> Hypergradient:
     """Returns what each run gave, by its key, with a leading axis of runs."""
     if devices is not None or batch_parts is not None:
-        mesh = mesh_of(1 if keys is None else len(keys), devices, batch_parts or 1)
+        parts = 1 if batch_parts is None else batch_parts
+        mesh = mesh_of(1 if keys is None else len(keys), devices, parts)
         if keys is None:
             found = spread(one, (None,) * (1 + len(others)), mesh)(None, *others)
             found = jax.tree.map(lambda x: x[None], found)
