@@ -71,9 +71,9 @@ def rounding_errors(
         ]
         exact = jax.tree.leaves(tree)
         others = [jax.tree.leaves(trees[name]) for trees in changed]
-        floor = 1e-3 * max((np.linalg.norm(leaf) for leaf in exact), default=0.0)
+        floor = 1e-3 * max((float(np.linalg.norm(leaf)) for leaf in exact), default=0.0)
         for path, leaf, *apart in zip(paths, exact, *others, strict=True):
-            error = max(float(np.linalg.norm(other - leaf)) for other in apart)
+            error = float(max(np.linalg.norm(other - leaf) for other in apart))
             scale = max(float(np.linalg.norm(leaf)), floor)
             found.append(Rounding(path, 0.0 if error == 0 else error / scale if scale else np.inf))
     return tuple(sorted(found, key=lambda rounding: rounding.relative_error, reverse=True))
