@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
@@ -119,7 +120,7 @@ def _fitting(loss: Any, second: str = "arg0") -> Callable[..., Array]:
         except ASKED_FOR_VALUE:  # TypeErrors too, but of arguments that fit
             raise
         except (TypeError, AttributeError, LookupError) as error:
-            given = ", ".join(map(shown, args[:2]))
+            given = ", ".join(shown(x, np.shape) for x in args[:2])
             raise TypeError(
                 f"loss failed when it was called with params and {second} of the shapes {given} "
                 f"({type(error).__name__}: {error}); pass it those that it reads."

@@ -6,15 +6,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen
 
 import hgrad_jax as hg
-from hgrad_jax.data import load
-from hgrad_jax.models import MLP, BatchNorm, uniform
+from hgrad_jax.data import load, validate_finite
+from hgrad_jax.hyper import l2, over_windows, per_tensor
+from hgrad_jax.models import MLP, BatchNorm, classification_loss, cosine, uniform
 
 
 def loss(params, hparams, batch, key):
     return jnp.sum((params - 3.0) ** 2)
+
+
+def modified(modifier):
+    return hg.modified(hg.backpropagation, modifier)
 
 
 WRONG = [
@@ -43,6 +50,31 @@ WRONG = [
     (lambda: hg.nonnegative_adam(lambda: 0.1), r"learning_rate takes \(\), but is called"),
     (lambda: hg.Records("runs", is_whole=1), "is_whole is 1; it must be True or False"),
     (lambda: load("digits", download=None), "download is None; it must be True or False"),
+    (lambda: cosine(np.nan), "scale is nan; it must be finite"),
+    (lambda: cosine("0.1"), "scale is '0.1'; it must be a number"),
+    (
+        lambda: hg.Implicit(stationarity_tolerance=0),
+        "stationarity_tolerance is 0; it must be a pos",
+    ),
+    (lambda: validate_finite(np.ones(2), name=3), "name is 3; it must be a name, a str"),
+    (lambda: classification_loss(linen), "model is <module .*; pass a flax module"),
+    (lambda: hg.over_devices(abs, in_axes=np.ones(2)), "in_axes is array.*; give 0 or None"),
+    (lambda: hg.over_devices(lambda: 0)(jnp.ones(2)), r"function takes \(\), but is called as"),
+    (lambda: l2(jnp.ones(2), jax.random.key(0)), "(?s)coefficients is .*; it must be a number"),
+    (lambda: per_tensor().init(jnp.ones(2), jax.random.key(0)), "(?s)value is .*fills the small"),
+    (lambda: over_windows(np.array(["a"]), 4), "values is array.*; it must be an array with one"),
+    (lambda: over_windows(jnp.ones(2), 10**18), r"num_steps is 10+; .* below 2\*\*31"),
+    (
+        lambda: hg.check_gradient(lambda: 0.0, 1.0),
+        r"loss takes \(\), but is called as loss\(params",
+    ),
+    (lambda: hg.check_gradient(lambda x: object(), 1.0), "loss returned something other than arr"),
+    (lambda: hg.hvp(lambda x: object(), 1.0, 1.0), "loss returned a object; it must return one"),
+    (
+        lambda: hg.mixed_product(lambda x, h: x * h["l2"], 1.0, {"l1": 0.1}, 1.0),
+        r"loss failed .* hparams of the shapes \(\), \{'l1': \(\)\} \(KeyError: 'l2'\)",
+    ),
+    (lambda: hg.sweep(lambda hparams, key, data: hparams, b"ab"), "settings is bytes; give a list"),
 ]
 
 
@@ -61,6 +93,62 @@ def test_a_layer_of_too_many_units():
         model.init(jax.random.key(0), jnp.ones((1, 2)), train=False)
     with pytest.raises(ValueError, match="epsilon is nan"):
         BatchNorm(epsilon=np.nan).init(jax.random.key(0), jnp.ones((2, 2)), train=True)
+
+
+def trained(**settings):
+    rule = hg.heavy_ball(loss, **{"learning_rate": 0.1, "momentum": 0.5} | settings)
+    return hg.unroll(rule, jnp.ones(2), {}, None, num_steps=1, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": ()}, r"the decay of 'velocity' \(momentum\) is not a prefix"),
+        ({"momentum": jnp.ones(3)}, r"the decay of 'velocity' \(momentum\) has shape \(3,\)"),
+        ({"gradient": modified(hg.clip_by_value((0.1,)))}, "bound is not a prefix"),
+        ({"gradient": modified(hg.clip_by_norm([1.0]))}, r"bound is \[1.0\], but clip_by_norm"),
+        ({"gradient": modified(hg.add_weight_decay({}))}, "strength is not a prefix"),
+        (
+            {"gradient": modified(lambda gradient, params, hparams: object())},
+            "what the modifier returned is <object",
+        ),
+        (
+            {"gradient": modified(hg.RandomModifier(lambda *args: "0"))},
+            "what modify returned is '0'",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_parameters(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        trained(**settings)
+
+
+def test_integers_beyond_int32_are_numbers():
+    assert l2(jnp.ones(2), 10**18) == np.float32(10**18)
+
+
+def test_a_state_that_is_no_tree_of_arrays():
+    rule = hg.sgd(loss)
+    own = hg.Transition(lambda params, hparams: object(), rule.step, rule.params)
+    with pytest.raises(TypeError, match=r"transition.init returned <object .*a pytree of arrays"):
+        hg.unroll(own, jnp.ones(2), {"learning_rate": 0.1}, None, num_steps=1)
+
+
+@pytest.mark.parametrize("num_steps", [[1], {}, np.ones(2), lambda meta_step: [1]])
+def test_lengths_that_are_no_numbers(num_steps):
+    with pytest.raises(TypeError, match=r"num_steps is .*; it must be an int"):
+        hg.tune(
+            lambda params, hparams, data: jnp.sum(params**2),
+            hg.sgd(loss),
+            jnp.ones(2),
+            {"learning_rate": 0.1},
+            None,
+            None,
+            num_steps=num_steps,
+            num_meta_steps=1,
+            optimizer=optax.sgd(0.1),
+            progress=False,
+        )
 
 
 def test_too_many_steps():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def run_chunk(names, file):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         if len(lines) % 2:
             kind = "time-out" if ended.returncode == -14 else "crash"
-            line = {"kind": kind, "said": ended.stderr[-300:], "where": "", "seconds": 0}
+            said = f"exit status {ended.returncode} (-n: signal n): {ended.stderr[-300:]}"
+            line = {"kind": kind, "said": said, "where": "", "seconds": 0}
             lines.append(line)
             with file.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -45,16 +47,18 @@ def run_chunk(names, file):
         assert len(tried) > before, ended.stderr
 
 
-def report(tried):
+def report(tried, seconds):
     """One line of figures, and the callables with most errors that do not name the argument."""
     kinds = collections.Counter(case["kind"] for case in tried)
     names = len({case["callable"] for case in tried})
-    figures = ", ".join(
-        f"{kinds[kind]} {kind}" for kind in ("accepted", "clear", "raw", "nan", "crash", "time-out")
+    figures = (
+        f"{kinds['accepted']} accepted, {kinds['clear']} refused by name, {kinds['raw']} raw "
+        f"({kinds['raw'] / len(tried):.2%}), {kinds['nan']} NaN, {kinds['crash']} aborted, "
+        f"{kinds['time-out']} timed out"
     )
     bad = [case for case in tried if case["kind"] not in ("accepted", "clear")]
     worst = collections.Counter(case["callable"] for case in bad).most_common(20)
-    lines = [f"{len(tried)} calls of {names} callables: {figures}"]
+    lines = [f"{len(tried)} calls of {names} callables in {seconds:.0f} s: {figures}"]
     lines += [f"{count:5d}  {name}" for name, count in worst]
     for case in bad:
         call = f"{case['callable']}({case['argument']}={case['value']})"
@@ -68,9 +72,10 @@ def test_odd_arguments_are_taken_or_refused_by_name(tmp_path):
 
     chunks = [list(CALLS)[i::NUM_CHUNKS] for i in range(NUM_CHUNKS)]
     files = [tmp_path / f"chunk{i}.jsonl" for i in range(NUM_CHUNKS)]
+    begun = time.perf_counter()
     with ThreadPoolExecutor(NUM_PROCESSES) as pool:
         tried = [case for chunk in pool.map(run_chunk, chunks, files) for case in chunk]
-    print(report(tried))
+    print(report(tried, time.perf_counter() - begun))
     kinds = collections.Counter(case["kind"] for case in tried)
     assert not kinds["nan"] + kinds["crash"] + kinds["time-out"]
     assert kinds["raw"] < 0.01 * len(tried)
