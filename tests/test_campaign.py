@@ -11,13 +11,12 @@ is a sum over the steps of what a step's error does to the end, by some T * u of
 training does not amplify errors: these nets and rates are small enough. The bound is 16 T u for
 each leaf. Where it is passed both are compared with the same training in float64, from which
 `Reversible()` may be no farther than twice what `Direct()` is: then the conditioning is to blame,
-and both hypergradients must still be right to a tenth, or to a thousandth of the whole where a leaf
-is smaller than that (Adam's b1 and b2 in 16 bits: their parts of different steps cancel).
+and both hypergradients must still be right to a tenth in every leaf.
 
 In float64 `Reversible()` rounds decays to multiples of 2**-48, as 16 u, and that is another
 training; so both get decays that 48 bits hold. Nothing is more exact than float64 there: what is
 taken for the error of `Direct()` is the farthest it moves when each number of its start moves by
-one unit of the last place, up or down, sixteen times.
+one unit of the last place, up or down, four times.
 """
 
 import contextlib
@@ -313,12 +312,6 @@ def differences(got: Any, want: Any) -> list[float]:
     return result
 
 
-def is_right(errors: np.ndarray, truth: Any) -> bool:
-    """Whether each leaf's relative error is below a tenth, or a thousandth of the whole."""
-    sizes = np.array([np.linalg.norm(np.asarray(x, np.float64)) for x in jax.tree.leaves(truth)])
-    return bool(np.all((errors < 0.1) | (errors * sizes < 1e-3 * np.linalg.norm(sizes))))
-
-
 def transformed(configuration: Configuration, problem: Problem, adjoint: hg.Adjoint) -> Any:
     """Returns the hypergradients of params and hparams, and the info if there is one."""
     run = program(configuration, problem, adjoint)
@@ -356,18 +349,18 @@ def in_float64(configuration: Configuration) -> Any:
 
 def errors_of_both(
     configuration: Configuration, got: Any, want: Any
-) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Returns the leaf errors of `Reversible()` and of `Direct()`, and what they are from."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the leaf errors of `Reversible()` and of `Direct()`."""
     if configuration.dtype != "float64":
         truth = in_float64(configuration)
-        return np.array(differences(got, truth)), np.array(differences(want, truth)), truth
+        return np.array(differences(got, truth)), np.array(differences(want, truth))
     with jax.enable_x64(True):
         problem = problem_of(configuration, "float64")
         run = program(configuration, problem, hg.Direct())
-        starts = [nearby(problem.params, seed) for seed in range(16)]
+        starts = [nearby(problem.params, seed) for seed in range(4)]
         ends = [run(start, problem.hparams, problem.data)[0] for start in starts]
         others = [differences(end, want) for end in ends]
-    return np.array(differences(got, want)), np.max(others, axis=0), want
+    return np.array(differences(got, want)), np.max(others, axis=0)
 
 
 @pytest.mark.slow
@@ -396,7 +389,7 @@ def test_exactness(configuration, record_property):
         hg.check(plain_info)
     assert is_restored
     if figures["is_by_float64"]:
-        own, others, truth = errors_of_both(configuration, got, want)
+        own, others = errors_of_both(configuration, got, want)
         assert np.all(own <= 2 * others + bound), (errors.max(), own.max(), others.max())
-        assert is_right(own, truth), own.max()
-        assert is_right(others, truth), others.max()
+        assert np.all(own < 0.1), own.max()
+        assert np.all(others < 0.1), others.max()
