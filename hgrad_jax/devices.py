@@ -103,10 +103,10 @@ def over_devices(
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        required = ", ".join(f"args_{i}" for i in range(len(args)))
-        require_function(function, f"function({required})", "a function of as many arrays")
         of_args = axes if isinstance(in_axes, tuple) else axes * len(args)
         num_runs = _num_runs(args, of_args)
+        required = ", ".join(f"args_{i}" for i in range(len(args)))
+        require_function(function, f"function({required})", "a function of as many arrays")
         mesh = mesh_of(1 if num_runs is None else num_runs, devices, batch_parts)
         is_even = num_runs is None or num_runs % mesh.shape[RUNS] == 0
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):

@@ -120,8 +120,13 @@ def lengths(
     if run_hparams is not None:
         call = "run_hparams(hparams, num_steps)"
         require_function(run_hparams, call, "a function, or None")
-    found = [taken(num_steps=length)[0] for length in found]
-    for length in dict.fromkeys(found):
+    checked = set()
+    for k, length in enumerate(found):
+        (length,) = taken(num_steps=length)
+        found[k] = length
+        if length in checked:
+            continue
+        checked.add(length)
         of_run = hparams
         if run_hparams is not None:
             of_run = jax.eval_shape(lambda h, n=length: expanded(run_hparams, h, n), hparams)
