@@ -32,11 +32,13 @@ def _exactness(figures: list[dict[str, Any]]) -> str:
             largest[dtype] = max(largest.get(dtype, 0.0), figure["error"])
     restored = sum(figure["is_restored"] for figure in figures)
     by_float64 = sum(figure["is_by_float64"] for figure in figures)
+    undetermined = sum(figure["is_undetermined"] for figure in figures)
     errors = ", ".join(f"{error:.1e} ({dtype})" for dtype, error in sorted(largest.items()))
     return (
         f"exactness: {len(figures)} configurations of {len({f['net'] for f in figures})} nets, "
         f"{restored} restored bit for bit, largest difference from Direct {errors}; "
-        f"{by_float64} ill-conditioned, compared with float64 or neighbours"
+        f"{by_float64} ill-conditioned, compared with float64 or neighbours, "
+        f"of which {undetermined} with decays of Adam that 16 bits do not determine"
     )
 
 

