@@ -10,6 +10,8 @@ from jax.interpreters import ad
 
 TRUSTED = ("jax", "jaxlib", "flax", "functools")
 """Packages whose differentiation rules are the derivatives of their functions."""
+TRANSPOSED_AS_TOLD = ("custom_linear_solve", "linear_call", "custom_transpose_call")
+"""Primitives whose transposes are what their caller says."""
 
 
 def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
@@ -17,9 +19,10 @@ def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
 
     A `custom_vjp` may clip, scale or reverse a gradient, and so may a `custom_jvp`, or the rule of
     a primitive, that a user wrote. Then what `jax.grad` returns need not be the gradient of a
-    function, nor its Jacobian symmetric. JAX's and flax's own rules are true derivatives (relu,
-    softmax, logsumexp); a rule is theirs if its function and every function that it closes over
-    are.
+    function, nor its Jacobian symmetric: so it is of `jax.lax.custom_root` and
+    `custom_linear_solve` with another solver for the derivative ("phantom gradients"). JAX's and
+    flax's own rules are true derivatives (relu, softmax, logsumexp); a rule is theirs if its
+    function and every function that it closes over are.
 
     Args:
       function: of pytrees of arrays.
@@ -47,6 +50,8 @@ def _is_foreign(equation: Any) -> bool:
         return not (_is_in_jax(body.debug_info) and _is_in_jax(rule.debug_info)) or _is_written(
             rule
         )
+    if name in TRANSPOSED_AS_TOLD:
+        return any(map(_is_written, jax.tree.leaves(list(equation.params.values()))))
     rule = ad.primitive_jvps.get(equation.primitive)
     return rule is not None and _is_written(rule)
 
@@ -60,20 +65,25 @@ def _is_in_jax(debug_info: Any) -> bool:
 def _is_written(rule: Any) -> bool:
     """Returns whether a rule, or a function that it closes over, is not of a trusted package."""
     return any(
-        (function.__module__ or "").partition(".")[0] not in TRUSTED
-        for function in _functions(rule)
+        (part.__module__ or "").partition(".")[0] not in TRUSTED
+        if isinstance(part, types.FunctionType)
+        else not _is_in_jax(part.debug_info)
+        for part in _parts(rule)
     )
 
 
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """Yields the Python functions that a callable is made of: closures, partials, wrappers."""
+def _parts(value: Any) -> Iterator[Any]:
+    """Yields the Python functions and jaxprs of a callable: closures, partials, wrappers."""
     seen, left = set(), [value]
     while left:
         value = left.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, types.FunctionType):
+        jaxpr = getattr(value, "jaxpr", value)
+        if hasattr(jaxpr, "eqns"):
+            yield jaxpr
+        elif isinstance(value, types.FunctionType):
             yield value
             # An empty cell belongs to a function that is not finished.
             left += [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
@@ -88,6 +98,8 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
             left += [value.fun, value.jvp]
         elif hasattr(value, "f") and hasattr(value, "transforms"):  # JAX's wrapped function
             left += [value.f, *value.transforms]
+        elif hasattr(value, "val"):  # what JAX holds a static argument in
+            left.append(value.val)
         else:  # jitted, say
             left.append(getattr(value, "__wrapped__", None))
 

@@ -1,5 +1,8 @@
 """Losses whose gradient is not that of a function: a rule in them scales, clips or reverses it."""
 
+import contextlib
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +136,40 @@ def test_a_custom_jvp_that_is_no_derivative():
     np.testing.assert_allclose(found, 0.338868, atol=2e-6)
 
 
+def phantom_root(x):
+    """The root z of z = tanh(0.3 z + x), with the derivative that one step to it would have."""
+
+    def distance(z):
+        return z - jnp.tanh(0.3 * z + x)
+
+    def nearer(distance, z):
+        return jax.lax.fori_loop(0, 30, lambda _, z: z - 0.7 * distance(z), z)
+
+    return jax.lax.custom_root(distance, jnp.zeros_like(x), nearer, lambda _, y: y)
+
+
+def phantom_solution(x):
+    """x / 2, with the derivative x of which neither this nor its transpose is."""
+    ways = {"solve": lambda _, b: b / 2, "transpose_solve": lambda _, b: b}
+    return jax.lax.custom_linear_solve(lambda z: 2 * z, x, **ways)
+
+
+def test_phantom_gradients_of_implicit_layers():
+    def through_a_root(params, hparams, batch, key):
+        return 0.5 * (phantom_root(params * hparams["scale"] + 0.2) - 0.4) ** 2
+
+    found = all_derivatives(hg.heavy_ball(through_a_root), HPARAMS | {"scale": 1.3})
+    assert abs(found[0]) > 0.01
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
+def test_solvers_are_as_true_as_who_wrote_them():
+    for function in (phantom_root, phantom_solution):
+        assert has_foreign_rule(jax.jit(function), jnp.ones(2))
+    for function in (jnp.linalg.inv, jax.scipy.linalg.expm):
+        assert not has_foreign_rule(function, jnp.eye(2))
+
+
 @pytest.mark.parametrize(
     "adjoint", [hg.Direct(), hg.Reversible(), hg.Implicit(solver=hg.GMRES())], ids=str
 )
@@ -189,6 +226,59 @@ def test_rules_of_jax_are_taken_for_derivatives():
     rules = (jax.nn.relu, jax.nn.softmax, jax.nn.gelu, jax.nn.logsumexp, jax.nn.silu, jnp.sinc)
     for rule in (*rules, nn.softmax, jax.scipy.special.logit):
         assert not has_foreign_rule(rule, jnp.array([0.25, 0.5]))
+
+
+NOT_TWICE = ("exp1", "expn")
+"""What JAX cannot differentiate twice."""
+
+
+def functions_with_rules():
+    """All public functions of JAX and flax of one or two arrays that have rules of their own."""
+    x = jnp.full(3, 0.5)
+    for module in (jnp, jax.nn, jax.scipy.special, nn):
+        for name, function in sorted(vars(module).items()):
+            if (
+                name.startswith("_")
+                or name in NOT_TWICE
+                or not callable(function)
+                or isinstance(function, type)
+            ):
+                continue
+            for args in ((x,), (x, x)):
+                with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+                    if "custom_jvp_call" in str(jax.make_jaxpr(function)(*args)):
+                        yield f"{module.__name__}.{name}", function, len(args)
+                        break
+
+
+@pytest.mark.slow
+def test_the_rules_of_jax_are_derivatives():
+    """Of each function: the Hessian of a sum is symmetric, and the differences of its gradient."""
+    names = set()
+    with jax.enable_x64(True):
+        mix = jnp.asarray([[0.3, -0.2, 0.1], [0.2, 0.4, -0.1], [-0.1, 0.2, 0.3]])
+        x, step = jnp.asarray([0.31, 0.42, 0.57]), 1e-5
+        for name, function, num_args in functions_with_rules():
+
+            def total(x, function=function, num_args=num_args, name=name):
+                near = 1.5 if name.endswith("zeta") else 0.5  # which is of numbers above one
+                args = (near + mix @ x, 0.6 + mix.T @ x)[:num_args]
+                found = jax.tree.leaves(function(*args))
+                assert not has_foreign_rule(function, *args)
+                return sum(jnp.vdot(jnp.arange(1.0, 4.0), jnp.real(y)) for y in found)
+
+            slope = jax.grad(total)
+            forward, backward = jax.jit(lambda x, f=slope: (jax.jacfwd(f)(x), jax.jacrev(f)(x)))(x)
+            both = jax.jit(jax.vmap(lambda x, f=total: jnp.append(jax.grad(f)(x), f(x))))
+            ends = both(x + step * jnp.concatenate([jnp.eye(3), -jnp.eye(3)]))
+            moved = (ends[:3] - ends[3:]) / (2 * step)
+            np.testing.assert_allclose(forward, backward, rtol=1e-9, atol=1e-9, err_msg=name)
+            np.testing.assert_allclose(forward, forward.T, rtol=1e-9, atol=1e-9, err_msg=name)
+            np.testing.assert_allclose(slope(x), moved[:, 3], rtol=1e-6, atol=1e-8, err_msg=name)
+            np.testing.assert_allclose(forward, moved[:, :3], rtol=1e-6, atol=1e-7, err_msg=name)
+            names.add(name)
+    assert len(names) > 30
+    assert {"jax.nn.relu", "jax.nn.softplus", "jax.numpy.logaddexp"} <= names
 
 
 def test_rules_of_users_are_not_even_of_jax_functions():

@@ -1,5 +1,7 @@
 """In float64 every adjoint agrees with central differences of the training itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,38 +44,55 @@ def central_differences(function, flat, step):
     return values.reshape(flat.size, -1) @ weights
 
 
-@pytest.mark.parametrize("rule", regression.ALL_RULES)
-def test_every_adjoint_agrees_with_central_differences(rule):
-    """Every exact adjoint that serves the rule, alone, under vmap(grad) and under grad(vmap)."""
+def alone(value, points):
+    return jax.grad(value)(points[0])[None]
+
+
+def vmap_of_grad(value, points):
+    return jax.vmap(jax.grad(value))(points)
+
+
+def grad_of_vmap(value, points):
+    return jax.grad(lambda points: jnp.sum(jax.vmap(value)(points)))(points)
+
+
+def ways():
+    """Each rule under each transformation; all three of them are fast only for momentum."""
+    for rule in regression.ALL_RULES:
+        for way in (alone, vmap_of_grad, grad_of_vmap):
+            is_slow = way is not alone and rule != "momentum"
+            yield pytest.param(rule, way, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@functools.cache
+def value_with(rule, adjoint):
     hparams, axes = regression.hparams_and_axes(KINDS[rule])
-    flat, unravel = ravel_pytree((regression.start(), hparams))
+    _, unravel = ravel_pytree((regression.start(), hparams))
+    value = regression.objective(rule, adjoint, axes)
+    return lambda x: value(*unravel(x))
+
+
+@functools.cache
+def points_and_derivatives(rule):
+    flat, _ = ravel_pytree((regression.start(), regression.hparams_and_axes(KINDS[rule])[0]))
     points = jnp.stack([flat, 1.02 * flat])
+    plain = value_with(rule, hg.Direct())
+    return points, np.stack([central_differences(plain, x, 2e-3) for x in points])
 
-    def value_with(adjoint):
-        value = regression.objective(rule, adjoint, axes)
-        return lambda x: value(*unravel(x))
 
-    plain = value_with(hg.Direct())
-    want = np.stack([central_differences(plain, x, 2e-3) for x in points])
+@pytest.mark.parametrize(("rule", "way"), ways())
+def test_every_adjoint_agrees_with_central_differences(rule, way):
+    """Every exact adjoint that serves the rule."""
+    points, want = points_and_derivatives(rule)
     assert want.dtype == np.float64
     exact = regression.ALL_RULES[rule](regression.loss).exact
     # The other settings of an adjoint with one rule, for the time it takes to compile.
     several = regression.ADJOINTS if rule == "momentum" else ONE_OF_EACH
     served = [a for a in several if exact or not isinstance(a, hg.Reversible)]
     for adjoint in served:
-        value = value_with(adjoint)
-
-        @jax.jit
-        def gradients(points, value=value):
-            return (
-                jax.grad(value)(points[0])[None],
-                jax.vmap(jax.grad(value))(points),
-                jax.grad(lambda points: jnp.sum(jax.vmap(value)(points)))(points),
-            )
-
-        for how, got in zip(("jit", "vmap(grad)", "grad(vmap)"), gradients(points), strict=True):
-            error = np.max(np.abs(got - want[: len(got)])) / np.max(np.abs(want))
-            assert error < 1e-9, f"{adjoint} under {how}: {error:.1e}"
+        got = jax.jit(functools.partial(way, value_with(rule, adjoint)))(points)
+        error = np.max(np.abs(got - want[: len(got)])) / np.max(np.abs(want))
+        assert error < 1e-9, f"{adjoint}: {error:.1e}"
 
 
 def test_reversible_restores_128_bit_numbers():
