@@ -57,8 +57,8 @@ def mean_and_spread(tree: Any, axis: int = 0) -> Moments:
         return jnp.mean(x, axis=axis)
 
     def spread(x: Any) -> Any:
-        if x.shape[axis] == 1:  # lest 0 / 0 upset jax_debug_nans
-            return jnp.full_like(mean(x), jnp.nan)
+        if x.shape[axis] == 1:  # made by numpy: jax_debug_nans refuses what JAX computes
+            return jax.device_put(np.full(mean(x).shape, np.nan, x.dtype))
         return jnp.std(x, axis=axis, ddof=1)
 
     return Moments(jax.tree.map(mean, arrays), jax.tree.map(spread, arrays))

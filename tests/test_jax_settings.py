@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
+from tests import tune_child
 
 DATA = jnp.linspace(-1, 1, 12).reshape(4, 3), jnp.array([0.5, -1.0, 0.25, 2.0])
 START = {"w": jnp.array([0.3, -0.1, 0.2]), "b": jnp.float32(0.1)}
@@ -97,6 +98,13 @@ def test_what_helps_to_find_faults_finds_none(setting):
     with setting():
         found = hypergradient("heavy_ball", EXACT, KEY)
     assert_close(found, hypergradient("heavy_ball", hg.Direct(), KEY))
+
+
+def test_the_spread_of_one_run_is_no_fault():
+    """It is NaN, but nobody computes it."""
+    with jax.debug_nans(True):
+        assert jnp.isnan(hg.mean_and_spread(jnp.ones((1, 2))).spread).all()
+        assert np.isnan(tune_child.tune(num_meta_steps=1).history.spread).all()
 
 
 @pytest.mark.slow

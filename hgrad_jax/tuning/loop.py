@@ -113,6 +113,7 @@ class Loop(NamedTuple):
                             "num_steps": self.lengths[k],
                             "seconds": seconds,
                             "is_bad": problem is not None,
+                            "spread": np.nan,  # of one run
                             **self._measured(found, valid),
                             **jax.device_get(found.numbers),
                         },

@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
       value: `[R]`, the objective of each run.
       params: the trained parameters of each run; None where nobody measures them.
       info: of each run.
-      numbers: scalars by name, as `history.Rows` names them.
+      numbers: scalars by name, as `history.Rows` names them; no "spread" of one run.
     """
 
     hparams: Hparams
@@ -47,10 +47,9 @@ def outcome(step: MetaStep, hparams: Hparams, opt_state: Any, *, has_params: boo
       has_params: whether the trained parameters are.
     """
     found = step.found
-    numbers = {
-        "norm": _norm(jax.tree.leaves(step.gradient)),
-        "spread": _spread(jax.tree.leaves(found.hparams)),
-    }
+    numbers = {"norm": _norm(jax.tree.leaves(step.gradient))}
+    if len(found.value) > 1:
+        numbers["spread"] = _spread(jax.tree.leaves(found.hparams))
     for name, x in by_name(hparams).items():
         numbers |= {
             f"mean/{name}": jnp.mean(x),
@@ -106,8 +105,6 @@ def _norm(leaves: list[Array]) -> Array:
 
 
 def _spread(leaves: list[Array]) -> Array:
-    if leaves[0].shape[0] < 2:
-        return jnp.array(jnp.nan)
     return jnp.sqrt(
         sum((jnp.sum(jnp.var(x, axis=0, ddof=1)).astype(float) for x in leaves), jnp.zeros(()))
     )
