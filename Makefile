@@ -102,5 +102,5 @@ docs: $(INSTALLED)  ## Write the API's pages to docs/api
 	$(PY) -m pdoc --docformat google --output-directory docs/api hgrad_jax
 
 clean:  ## Remove the environment, caches and outputs
-	rm -rf .venv build dist results docs/api .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .cache build dist results docs/api .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

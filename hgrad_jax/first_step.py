@@ -5,6 +5,9 @@ key, a schedule that nobody named. Each known cause is tried out, by tracing the
 if that goes well, it was the cause.
 """
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +15,8 @@ import jax.numpy as jnp
 
 from hgrad_jax import while_loops
 from hgrad_jax.functions import is_array, traced
+from hgrad_jax.guard import LOSS_WITHOUT_FORWARD_MODE, has_no_forward_mode
+from hgrad_jax.jaxprs import primitives
 from hgrad_jax.trajectory import (
     Inputs,
     Trajectory,
@@ -23,6 +28,8 @@ from hgrad_jax.trajectory import (
 )
 from hgrad_jax.types import Params, State
 
+GRADIENT_IN_FORWARD_MODE = f"{LOSS_WITHOUT_FORWARD_MODE} train with gradient=hg.backpropagation."
+
 
 def first_step(trajectory: Trajectory, params: Params, given: Inputs) -> tuple[State, State, Any]:
     """Returns shapes and dtypes of the state before step 0, after it, and of the trace.
@@ -31,25 +38,23 @@ def first_step(trajectory: Trajectory, params: Params, given: Inputs) -> tuple[S
       TypeError: a function asks a traced array for its value.
       Exception: whatever else a function of the user raises.
     """
-
-    def first(params: Params, given: Inputs) -> tuple[State, State, Any]:
-        state = first_state(trajectory, params, given)
-        if not all(map(is_array, jax.tree.leaves(state))):
-            raise TypeError(
-                f"transition.init returned {state!r}; a state must be a pytree of arrays."
-            )
-        slices = jax.tree.map(lambda x: x[0], given.schedules)
-        after = float_step(
-            trajectory, state, given.constants, slices, given.data, given.key, jnp.int32(0)
-        )
-        return state, after, recorded(trajectory, after, given.data)
-
     with traced("a step (loss, batch_fn, record, or a function of hparams)"):
-        return jax.eval_shape(first, params, given)
+        return jax.eval_shape(functools.partial(_first, trajectory), params, given)
+
+
+def _first(trajectory: Trajectory, params: Params, given: Inputs) -> tuple[State, State, Any]:
+    state = first_state(trajectory, params, given)
+    if not all(map(is_array, jax.tree.leaves(state))):
+        raise TypeError(f"transition.init returned {state!r}; a state must be a pytree of arrays.")
+    slices = jax.tree.map(lambda x: x[0], given.schedules)
+    after = float_step(
+        trajectory, state, given.constants, slices, given.data, given.key, jnp.int32(0)
+    )
+    return state, after, recorded(trajectory, after, given.data)
 
 
 def explain(error: Exception, trajectory: Trajectory, params: Params, given: Inputs) -> None:
-    """Raises a ValueError if the cause of a failed first step is known; returns if it is not.
+    """Raises a ValueError or TypeError if the cause of a failed first step is known.
 
     Args:
       error: what `first_step` raised.
@@ -59,6 +64,8 @@ def explain(error: Exception, trajectory: Trajectory, params: Params, given: Inp
     """
     if while_loops.is_refusal(error):
         raise ValueError(while_loops.LOSS) from error
+    if has_no_forward_mode(error):
+        raise TypeError(GRADIENT_IN_FORWARD_MODE) from error
     if given.key is None and not str(error).startswith("key is None"):
         with_key = given._replace(key=jax.random.key(0))
         if _goes_well(trajectory, params, with_key):
@@ -67,6 +74,29 @@ def explain(error: Exception, trajectory: Trajectory, params: Params, given: Inp
                 "pass key=jax.random.key(0)."
             ) from error
     _explain_schedules(error, trajectory, params, given)
+
+
+@contextlib.contextmanager
+def forward_mode_explained(
+    refusal: str, trajectory: Trajectory, params: Params, given: Inputs
+) -> Iterator[None]:
+    """Says whose `custom_vjp` it is, where JAX says that one has no derivative in forward mode.
+
+    Args:
+      refusal: what to say if it is not the training that takes gradients in forward mode.
+      trajectory: the run.
+      params: its initial parameters.
+      given: its other inputs.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if not has_no_forward_mode(error):
+            raise
+        jaxpr = jax.make_jaxpr(functools.partial(_first, trajectory))(params, given)
+        if "custom_lin" in primitives(jaxpr):  # the tangent of a custom_vjp
+            refusal = GRADIENT_IN_FORWARD_MODE
+        raise TypeError(refusal) from error
 
 
 def _explain_schedules(

@@ -46,3 +46,14 @@ def differentiated_once(tree: Any, adjoint: str, reason: str) -> Any:
         "and hg.value_and_hypergradient return, use Direct() or Checkpointed(); for first "
         "derivatives take jax.grad of hg.unroll.",
     )
+
+
+LOSS_WITHOUT_FORWARD_MODE = (
+    "the loss has a custom_vjp, which has no derivative in forward mode: write its rule as a "
+    "custom_jvp, or"
+)
+
+
+def has_no_forward_mode(error: BaseException) -> bool:
+    """Returns whether an error is JAX's, that a `custom_vjp` has no derivative in forward mode."""
+    return "can't apply forward-mode autodiff (jvp) to a custom_vjp" in str(error)

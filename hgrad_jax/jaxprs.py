@@ -41,6 +41,15 @@ def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
     return any(_is_foreign(equation) for equation in _equations(jax.make_jaxpr(function)(*args)))
 
 
+def primitives(jaxpr: Any) -> set[str]:
+    """Returns the names of all primitives of a jaxpr, at any depth.
+
+    >>> sorted(primitives(jax.make_jaxpr(jax.jit(lambda x: x * x + 1))(1.0)))
+    ['add', 'jit', 'mul']
+    """
+    return {equation.primitive.name for equation in _equations(jaxpr)}
+
+
 def _is_foreign(equation: Any) -> bool:
     name = equation.primitive.name
     if name.startswith("custom_vjp"):

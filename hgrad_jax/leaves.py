@@ -4,6 +4,7 @@ Only real floating-point numbers are trained or differentiated. What else stands
 own place: a mask made float would be trained, and a key would be no key.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -29,6 +30,12 @@ def require_float(leaf: Any, where: str) -> None:
     is_hparams = "hparams" in where
     if not is_array(leaf):
         tree = "hparams" if is_hparams else where.partition("[")[0]
+        if dataclasses.is_dataclass(leaf):
+            raise TypeError(
+                f"{where} is of the class {type(leaf).__name__}, which JAX takes for one leaf; "
+                f"put jax.tree_util.register_dataclass({type(leaf).__name__}) below the class, or "
+                "make it a flax.struct.dataclass."
+            )
         raise TypeError(
             f"{where} is {leaf!r}, not an array of floats; keep such settings out of {tree}."
         )

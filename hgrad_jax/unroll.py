@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from hgrad_jax import validate
 from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.first_step import forward_mode_explained
 from hgrad_jax.traced_once import trace_once
 from hgrad_jax.trajectory import Trajectory, inputs
 from hgrad_jax.trees import require_like
@@ -95,7 +96,8 @@ def unroll(
     adjoint, trajectory, params, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
-    state, info, trace = adjoint.run(trajectory, params, given)
+    with forward_mode_explained(adjoint.without_forward_mode, trajectory, params, given):
+        state, info, trace = adjoint.run(trajectory, params, given)
     return Unrolled(transition.params(state), state, jax.lax.stop_gradient(info), trace)
 
 
@@ -133,7 +135,8 @@ def vjp(
     adjoint, trajectory, params, given = _start(
         transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
     )
-    (end, info, trace), pull_run = adjoint.vjp(trajectory, params, given)
+    with forward_mode_explained(adjoint.without_forward_mode, trajectory, params, given):
+        (end, info, trace), pull_run = adjoint.vjp(trajectory, params, given)
     read, pull_params = jax.vjp(transition.params, end)
     unrolled = Unrolled(read, end, info, trace)
 

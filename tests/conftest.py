@@ -1,11 +1,19 @@
 """Settings of all tests."""
 
 import os
+import pathlib
 import signal
 
 from hypothesis import HealthCheck, settings
 
 from tests import campaign_figures
+
+# Programs that were compiled once are kept in the checkout: a second run takes a third of the time,
+# and tests that start processes find there what others compiled. Set the variables to choose.
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Compilation and busy machines make single examples slow; what is tested is their value.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

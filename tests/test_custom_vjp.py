@@ -170,6 +170,54 @@ def test_solvers_are_as_true_as_who_wrote_them():
         assert not has_foreign_rule(function, jnp.eye(2))
 
 
+@jax.custom_vjp
+def rounded(x):
+    return jnp.round(x)
+
+
+rounded.defvjp(lambda x: (rounded(x), None), lambda _, bar: (bar,))
+
+
+class TestForwardMode:
+    """Which a `custom_vjp` does not have, whoever wrote it."""
+
+    def end(self, scale, adjoint, layer=lambda x: x, gradient=hg.backpropagation):
+        def scaled(params, hparams, batch, key):
+            return 0.5 * (layer(params) - 3 * hparams["scale"]) ** 2
+
+        rule = hg.heavy_ball(scaled, learning_rate=0.1, momentum=0.5, gradient=gradient)
+        run = {"num_steps": 4, "key": jax.random.key(0), "adjoint": adjoint}
+        return hg.unroll(rule, jnp.float32(0), {"scale": scale}, None, **run).params
+
+    @pytest.mark.parametrize(
+        "adjoint",
+        [hg.Reversible(), hg.Waypoints(5), hg.DrMAD(), hg.DrMAD2(), hg.Implicit()],
+        ids=lambda adjoint: type(adjoint).__name__,
+    )
+    def test_of_adjoints_that_have_a_rule_of_their_own(self, adjoint):
+        for wrap in (lambda f: f, jax.jit):
+            with pytest.raises(TypeError) as caught:
+                wrap(jax.jacfwd(lambda scale: self.end(scale, adjoint)))(1.0)
+            assert f"adjoint is {type(adjoint).__name__}(), which is differentiated in re" in str(
+                caught.value
+            )
+            assert "for jax.jvp, jax.jacfwd or jax.hessian take Direct()" in str(caught.value)
+
+    def test_of_a_loss_that_has_one(self):
+        refusal = "forward mode here, but the loss has a custom_vjp, .* write its rule as a custom"
+        for adjoint in (hg.Direct(), hg.Checkpointed()):
+            with pytest.raises(TypeError, match=refusal):
+                jax.jacfwd(lambda scale, a=adjoint: self.end(scale, a, rounded))(1.0)
+        with pytest.raises(TypeError, match=refusal):
+            jax.grad(lambda scale: self.end(scale, hg.ForwardMode(), rounded))(1.0)
+
+    def test_of_gradients_in_forward_mode(self):
+        for settings in ({}, {"num_directions": 2}, {"is_joint": False}):
+            for adjoint in (hg.Direct(), hg.Reversible()):
+                with pytest.raises(TypeError, match=r"or train with gradient=hg\.backpropagation"):
+                    self.end(1.0, adjoint, rounded, hg.forward_gradient(**settings))
+
+
 @pytest.mark.parametrize(
     "adjoint", [hg.Direct(), hg.Reversible(), hg.Implicit(solver=hg.GMRES())], ids=str
 )

@@ -1,5 +1,6 @@
 """What goes wrong on a first day is refused in words that hold the way out, before any compute."""
 
+import dataclasses
 import functools
 import re
 from typing import Any, cast
@@ -210,6 +211,15 @@ class TestLeaves:
                 run(hg.momentum(square), HPARAMS | {"x": leaf})
             assert "hparams['x'] has dtype" in str(caught.value)
             assert "convert it to float32" not in str(caught.value)
+
+    def test_classes_that_jax_does_not_know(self):
+        @dataclasses.dataclass
+        class Layer:
+            weight: jax.Array
+
+        for given in (Layer(jnp.ones(3)), {"first": Layer(jnp.ones(3))}):
+            with refused(TypeError, "of the class Layer", "tree_util.register_dataclass(Layer)"):
+                run(hg.momentum(square), params=given)
 
     def test_masks_in_data_are_the_way_out(self):
         def masked(params, hparams, batch, key):

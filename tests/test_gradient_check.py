@@ -319,3 +319,37 @@ def test_losses_and_gradients_that_do_not_fit_are_refused():
 def test_what_differences_cannot_see_is_not_called_wrong(loss, at):
     report = hg.check_gradient(loss, jnp.asarray(at))
     assert not any(entry.is_wrong for entry in (*report.entries, *report.directions))
+
+
+@jax.custom_vjp
+def tripled(x):
+    return x
+
+
+tripled.defvjp(lambda x: (x, None), lambda _, bar: (3.0 * bar,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_rounding_inside_a_function_passes_no_error(dtype):
+    """A derivative three times too large, next to which bfloat16's differences are all noise."""
+
+    def mixed(w):
+        inputs, weights = INPUTS.astype(dtype), w.astype(dtype)
+        return tripled(jnp.mean((inputs @ weights).astype(jnp.float32) ** 2))
+
+    report = hg.check_gradient(mixed, START["w"])
+    assert not report.is_ok
+    assert all(entry.is_wrong or entry.is_unreliable for entry in report.entries)
+    assert all(abs(entry.relative_error - 2 / 3) < 0.35 for entry in report.entries)
+    if dtype == "float32":
+        assert all(entry.is_wrong for entry in report.entries)
+
+
+def test_right_derivatives_in_half_precision_are_not_vouched_for():
+    def half(w):
+        return jnp.mean((INPUTS.astype("bfloat16") @ w.astype("bfloat16")).astype("float32") ** 2)
+
+    report = hg.check_gradient(half, START["w"])
+    assert not any(entry.is_wrong for entry in (*report.entries, *report.directions))
+    with pytest.raises(hg.HypergradientError, match="floats with an epsilon of 8e-03: leave out"):
+        report.raise_if_wrong()

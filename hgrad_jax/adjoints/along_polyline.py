@@ -1,6 +1,6 @@
 """What DrMAD and its successors share: differentiating along a remembered polyline."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ class AlongPolyline(Adjoint):
     Attributes:
       clip: bounds on what is computed on the way back, or None.
     """
+
+    is_reverse_only: ClassVar[bool] = True
 
     clip: Clip | None
 

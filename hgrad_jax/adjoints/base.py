@@ -1,10 +1,11 @@
 """What every adjoint is: a way to run a trajectory, and to differentiate it, at what cost."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from hgrad_jax.guard import LOSS_WITHOUT_FORWARD_MODE
 from hgrad_jax.trajectory import Inputs, Trajectory, all_finite
 from hgrad_jax.types import BackwardInfo, Params, RunInfo, State, Transition
 
@@ -39,7 +40,14 @@ class Work(NamedTuple):
 
 
 class Adjoint:
-    """How a trajectory is differentiated. Subclasses are frozen dataclasses and define `run`."""
+    """How a trajectory is differentiated. Subclasses are frozen dataclasses and define `run`.
+
+    Attributes:
+      is_reverse_only: whether it has a reverse-mode rule of its own, which `jax.jvp` and
+        `jax.jacfwd` cannot differentiate.
+    """
+
+    is_reverse_only: ClassVar[bool] = False
 
     def require(self, transition: Transition) -> None:
         """Raises a ValueError if this adjoint cannot differentiate the transition."""
@@ -51,6 +59,22 @@ class Adjoint:
 
     def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
         """Raises a ValueError if it cannot differentiate this run; traced values may pass."""
+
+    @property
+    def without_forward_mode(self) -> str:
+        """What to do where forward mode meets a `custom_vjp`: the adjoint's own, or the loss's."""
+        name = f"{type(self).__name__}()"
+        if self.is_reverse_only:
+            return (
+                f"adjoint is {name}, which is differentiated in reverse mode only, by jax.grad or "
+                "jax.vjp; for jax.jvp, jax.jacfwd or jax.hessian take Direct(), Checkpointed() or "
+                "ForwardMode()."
+            )
+        return (
+            f"adjoint is {name}, which is differentiated in forward mode here, but "
+            f"{LOSS_WITHOUT_FORWARD_MODE} differentiate by jax.grad with Direct(), Checkpointed() "
+            "or Reversible()."
+        )
 
     def run(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> Run:
         """Returns the end of the run, differentiable in `params` and `inputs`."""

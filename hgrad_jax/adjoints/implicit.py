@@ -13,7 +13,7 @@ loss, (dc/dw)^T u is a Hessian-vector product and (dc/dlambda)^T u a mixed one.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +153,8 @@ class Implicit(Adjoint):
       >>> print(f"{jax.grad(end)(0.5):.4f}")
       -1.3333
     """
+
+    is_reverse_only: ClassVar[bool] = True
 
     condition: Condition | None = None
     solver: LinearSolver = dataclasses.field(default_factory=ConjugateGradient)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,8 @@ class Reversible(Adjoint):
     Raises:
       ValueError: `smallest_decay` is outside (0, 1].
     """
+
+    is_reverse_only: ClassVar[bool] = True
 
     smallest_decay: float | Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
     share_gradient: bool = True

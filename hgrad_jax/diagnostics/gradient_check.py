@@ -53,6 +53,8 @@ def check_hypergradient(
     """Returns how an adjoint's hypergradient compares with differences of the training itself.
 
     All floating-point inputs are cast to float64, so the training differs from the one in float32.
+    What the functions themselves cast to less stays so: differences of it are coarse, and the
+    report says which are "unreliable".
     Costs 9 runs of it per number, side by side, or up to 36 where differences are unreliable: keep
     T and batches small. The rule's gradient is part of the training: if that is wrong, another
     training is differentiated rightly; `check_gradient` checks the loss by itself.
@@ -145,11 +147,11 @@ def check_hypergradient(
         tree, held = {"hparams": hparams64}, {"params": params64}
         if "params" in bars:
             tree, held = tree | held, {}
-        entries = compared(value, tree, bars, (held, data64, outer_data64, key), **settings)
+        found = compared(value, tree, bars, (held, data64, outer_data64, key), **settings)
         try:
             check(info)
         except HypergradientError as error:
-            return GradientReport(*entries, str(error))
+            return GradientReport(**found._asdict(), trouble=str(error))
         rounding = rounding_errors(
             lambda *inputs: hypergradient(*inputs, key)[0], inputs, dtypes, bars, seed=seed
         )
@@ -160,7 +162,7 @@ def check_hypergradient(
             RuntimeWarning,
             stacklevel=2,
         )
-    return GradientReport(*entries, None, rounding)
+    return GradientReport(**found._asdict(), rounding=rounding)
 
 
 def check_gradient(
@@ -229,14 +231,14 @@ def check_gradient(
                 f"gradient returned a tree of shapes {shown(bar)}; params has {shown(params)}, and "
                 "its gradient must be alike."
             )
-        entries = compared(
+        found = compared(
             lambda tree, args: loss(tree["params"], *args),
             {"params": params},
             {"params": bar},
             args,
             **settings,
         )
-    return GradientReport(*entries, None)
+    return GradientReport(**found._asdict())
 
 
 def _in_float64(tree: Any, name: str) -> Any:

@@ -24,6 +24,15 @@ from hgrad_jax.trees import layout, ravel, unravel
 from hgrad_jax.types import Array
 
 
+class Compared(NamedTuple):
+    """What was compared, as `GradientReport` has it."""
+
+    entries: tuple[Entry, ...]
+    directions: tuple[Entry, ...]
+    why_no_directions: str | None
+    epsilon: float
+
+
 class _Tested(NamedTuple):
     """A function of a vector, and the derivative under test.
 
@@ -49,6 +58,11 @@ class _Tested(NamedTuple):
     tolerance: float
     epsilon: float
 
+    @property
+    def is_double(self) -> bool:
+        """Whether all of the function computes in float64."""
+        return self.epsilon <= np.finfo(np.float64).eps
+
 
 def compared(
     function: Callable[[Any, Any], Array],
@@ -60,8 +74,8 @@ def compared(
     step: float,
     tolerance: float,
     seed: int,
-) -> tuple[tuple[Entry, ...], tuple[Entry, ...], str | None]:
-    """Returns the entries, the directions, and why there are none of these.
+) -> Compared:
+    """Returns the comparison.
 
     Run it in float64, under `jax.enable_x64(True)`.
 
@@ -100,7 +114,7 @@ def compared(
     random = np.random.default_rng(seed)
     drawn = [np.sort(random.choice(n, min(num_samples, n), replace=False)) for n in sizes]
     signs = random.choice([-1.0, 1.0], like.size)
-    return _entries(tested, drawn, step), *_directions(tested, signs)
+    return Compared(_entries(tested, drawn, step), *_directions(tested, signs), tested.epsilon)
 
 
 def _entries(tested: _Tested, drawn: list[np.ndarray], step: float) -> tuple[Entry, ...]:
@@ -110,8 +124,12 @@ def _entries(tested: _Tested, drawn: list[np.ndarray], step: float) -> tuple[Ent
     numbers = tested.starts[owners] + indices
     gradient, tolerance = tested.gradient[numbers], tested.tolerance
 
+    def scales_of(found):
+        floor = found.rounding / tolerance if tested.is_double else np.zeros(len(numbers))
+        return _scales(gradient, found.derivative, owners, floor)
+
     def is_enough(found):
-        return found.uncertainty <= tolerance * _scales(gradient, found, owners, tolerance)
+        return found.uncertainty <= tolerance * scales_of(found)
 
     found = best_differences(
         tested.function,
@@ -124,7 +142,7 @@ def _entries(tested: _Tested, drawn: list[np.ndarray], step: float) -> tuple[Ent
     )
 
     def entries(found):
-        scales = _scales(gradient, found, owners, tolerance)
+        scales = scales_of(found)
         return tuple(
             _entry(
                 tested,
@@ -179,7 +197,9 @@ def _directions(tested: _Tested, signs: np.ndarray) -> tuple[tuple[Entry, ...], 
         product, derivative = float(tested.gradient[leaf] @ signs[leaf]), float(derivatives[i])
         norm = float(np.linalg.norm(tested.gradient[leaf]))
         noise = 100 * tested.epsilon * abs(float(values[i]))
-        scale = max(abs(product), abs(derivative), norm, noise / tested.tolerance)
+        scale = max(abs(product), abs(derivative), norm)
+        if tested.is_double:
+            scale = max(scale, noise / tested.tolerance)
         entries.append(_entry(tested, path, None, (product, derivative, noise), None, scale))
     return tuple(entries), None
 
@@ -204,15 +224,17 @@ def _entry(
 
 
 def _scales(
-    gradient: np.ndarray, found: Differences, owners: np.ndarray, tolerance: float
+    gradient: np.ndarray, derivative: np.ndarray, owners: np.ndarray, floor: np.ndarray
 ) -> np.ndarray:
     """Returns what errors are relative to: the size, where tiny 1e-3 of the leaf's largest.
 
-    Where all of the leaf is tiny, then so much that an error of rounding is within the tolerance.
+    Where all of the leaf is tiny, then the floor: so much that an error of rounding is within the
+    tolerance. A function that computes in less than float64 inside has none: rounding there is no
+    tiny number, below which errors would pass.
     """
-    sizes = np.fmax(np.abs(gradient), np.abs(found.derivative))
+    sizes = np.fmax(np.abs(gradient), np.abs(derivative))
     sizes = np.where(np.isfinite(sizes), sizes, 0)
     largest = np.zeros(owners.max() + 1)
     np.maximum.at(largest, owners, sizes)
-    rounding = np.where(np.isfinite(found.rounding), found.rounding, 0) / tolerance
-    return np.maximum(np.maximum(sizes, 1e-3 * largest[owners]), rounding)
+    floor = np.where(np.isfinite(floor), floor, 0)
+    return np.maximum(np.maximum(sizes, 1e-3 * largest[owners]), floor)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from hgrad_jax.check import HypergradientError
 from hgrad_jax.diagnostics.rounding import Rounding
 from hgrad_jax.diagnostics.text_table import aligned
@@ -17,7 +19,7 @@ class Entry(NamedTuple):
       reference: the central difference; along a direction, the derivative by forward mode.
       uncertainty: estimate of the reference's own error.
       relative_error: |gradient - reference| over the larger of the two, or where both are tiny over
-        1e-3 times the leaf's largest, or over what rounding leaves.
+        1e-3 times the leaf's largest, or over what rounding to float64 leaves.
       step: h of the difference; None along a direction.
       is_wrong: the error exceeds the tolerance, and the uncertainty does not explain it.
       is_unreliable: the error exceeds the tolerance, but the uncertainty explains it.
@@ -48,6 +50,7 @@ class GradientReport(NamedTuple):
       entries: one per sampled number, against differences.
       directions: one per leaf, against forward mode; empty where that is not possible.
       why_no_directions: the reason, else None.
+      epsilon: of the narrowest floats that the function computes in, 2.2e-16 of float64.
       trouble: what `hg.check` says of the adjoint's own run; None if it is in order.
       rounding: how far rounding moves each leaf of a hypergradient, the furthest first. It does not
         count for `is_ok`: a derivative may be right and yet be worth little in float32.
@@ -56,7 +59,8 @@ class GradientReport(NamedTuple):
     entries: tuple[Entry, ...]
     directions: tuple[Entry, ...]
     why_no_directions: str | None
-    trouble: str | None
+    epsilon: float = float(np.finfo(np.float64).eps)
+    trouble: str | None = None
     rounding: tuple[Rounding, ...] = ()
 
     @property
@@ -103,10 +107,13 @@ class GradientReport(NamedTuple):
                 "its way, unless the adjoint is an approximation."
             )
         if all(e.is_unreliable for e in self.entries):
-            return (
-                f"no difference was reliable, by {self.entries[0].name} for one; pass a smaller "
-                "step, or check where the function is smooth."
+            way_out = (
+                "pass a smaller step, or check where the function is smooth"
+                if self.epsilon <= np.finfo(np.float64).eps
+                else f"the function computes in floats with an epsilon of {self.epsilon:.0e}: "
+                "leave out its casts, so that all of it runs in float64"
             )
+            return f"no difference was reliable, by {self.entries[0].name} for one; {way_out}."
         return None
 
     def __str__(self) -> str:
