@@ -150,8 +150,9 @@ def phantom_root(x):
 
 def phantom_solution(x):
     """x / 2, with the derivative x of which neither this nor its transpose is."""
-    ways = {"solve": lambda _, b: b / 2, "transpose_solve": lambda _, b: b}
-    return jax.lax.custom_linear_solve(lambda z: 2 * z, x, **ways)
+    return jax.lax.custom_linear_solve(
+        lambda z: 2 * z, x, solve=lambda _, b: b / 2, transpose_solve=lambda _, b: b
+    )
 
 
 def test_phantom_gradients_of_implicit_layers():
@@ -212,10 +213,14 @@ class TestForwardMode:
             jax.grad(lambda scale: self.end(scale, hg.ForwardMode(), rounded))(1.0)
 
     def test_of_gradients_in_forward_mode(self):
-        for settings in ({}, {"num_directions": 2}, {"is_joint": False}):
+        for gradient in (
+            hg.forward_gradient(),
+            hg.forward_gradient(num_directions=2),
+            hg.forward_gradient(is_joint=False),
+        ):
             for adjoint in (hg.Direct(), hg.Reversible()):
                 with pytest.raises(TypeError, match=r"or train with gradient=hg\.backpropagation"):
-                    self.end(1.0, adjoint, rounded, hg.forward_gradient(**settings))
+                    self.end(1.0, adjoint, rounded, gradient)
 
 
 @pytest.mark.parametrize(
