@@ -6,7 +6,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
@@ -87,11 +86,6 @@ def assert_zero_mean(draws):
     draws = np.asarray(draws, np.float64)
     error = np.std(draws, axis=0, ddof=1) / np.sqrt(len(draws))
     np.testing.assert_array_less(np.abs(np.mean(draws, axis=0)), 4 * error + 1e-7)
-
-
-def each(names, slow):
-    """Parameters of a test, some of which only `make test-slow` takes."""
-    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
 NET = MLP((3, 4), activation=nn.tanh, dropout_rate=0.2)

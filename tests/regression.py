@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import hgrad_jax as hg
 
@@ -86,6 +87,11 @@ def hparams_and_axes(kind):
     }
     axis = 0 if "step" in kind else None
     return hparams, {"log_l2": None, "learning_rate": axis, "momentum": axis}
+
+
+def each(cases, slow):
+    """Parameters of a test, some of which only `make test-slow` takes."""
+    return [pytest.param(c, marks=pytest.mark.slow) if c in slow else c for c in cases]
 
 
 def record(state, data):

@@ -20,13 +20,13 @@ from hgrad_jax.models import (
     classification_loss,
     example_losses,
 )
+from tests import regression
 from tests.forward_gradients import (
     KEY,
     KINDS,
     MODELS,
     NUM_DRAWS,
     assert_zero_mean,
-    each,
     problem,
     sampled,
 )
@@ -52,7 +52,7 @@ class OneOf(hg.Directions):
         return jax.lax.switch(self.index, branches, key)
 
 
-@pytest.mark.parametrize("name", each(MODELS, ["mlp with batch norm"]))
+@pytest.mark.parametrize("name", regression.each(MODELS, ["cnn", "mlp with batch norm"]))
 def test_every_kind_is_unbiased_on_every_model_and_as_far_off_as_theory_says(name):
     model, shape = MODELS[name]
     draws = NUM_DRAWS * len(KINDS)
@@ -112,7 +112,7 @@ BY_PRE_ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", each(BY_PRE_ACTIVATIONS, ["cnn, dense layers only"]))
+@pytest.mark.parametrize("name", regression.each(BY_PRE_ACTIVATIONS, ["cnn, dense layers only"]))
 def test_estimates_by_pre_activations_are_unbiased(name):
     models = MODELS | {"normalized": (Normalized(), (9,))}
     model, shape = models[name.split(",")[0]]

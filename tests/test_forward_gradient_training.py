@@ -19,7 +19,8 @@ from hgrad_jax.models import (
     classification_loss,
     example_losses,
 )
-from tests.forward_gradients import KEY, MODELS, NET, each, problem
+from tests import regression
+from tests.forward_gradients import KEY, MODELS, NET, problem
 
 RULES = {
     "sgd": hg.sgd,
@@ -69,7 +70,7 @@ PROVIDERS = {
 }
 
 
-@pytest.mark.parametrize("name", each(PROVIDERS, ["orthogonal ones", "a tensor each"]))
+@pytest.mark.parametrize("name", regression.each(PROVIDERS, ["orthogonal ones", "a tensor each"]))
 def test_hypergradients_agree_with_each_other_and_with_differences(name):
     with jax.enable_x64(True):
         params, batch = problem(NET, (4,))

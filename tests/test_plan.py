@@ -61,7 +61,7 @@ def untimed():
     return plan_of()
 
 
-@pytest.mark.parametrize("num_steps", [200, 3000])
+@pytest.mark.parametrize("num_steps", [200, pytest.param(3000, marks=pytest.mark.slow)])
 def test_bytes_are_those_of_the_compiled_gradient(num_steps, untimed):
     few = (hg.Direct(), hg.Checkpointed(), hg.Reversible())  # the others compile slowly
     found = untimed if num_steps == 200 else plan_of(num_steps, adjoints=few)
@@ -122,7 +122,7 @@ def test_where_nothing_fits_the_nearest_is_named():
     assert [row.seconds for row in found.rows] == [None, None]
 
 
-@pytest.mark.parametrize("num_steps", [5, 200])
+@pytest.mark.parametrize("num_steps", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_seconds_are_estimated_for_all_that_apply(num_steps):
     adjoints = (hg.Direct(), hg.ForwardMode(), hg.Reversible())
     found = plan_of(
@@ -260,6 +260,7 @@ def test_the_usual_adjoints_are_what_applies():
         assert waypoints == hg.Waypoints(count, undone_steps=None)
 
 
+@pytest.mark.slow
 def test_approximations_are_timed_and_never_recommended():
     """Waypoints that a run of 8 steps has not enough states for."""
     adjoints = (hg.Waypoints(16), hg.DrMAD(40), hg.Direct())

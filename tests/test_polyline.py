@@ -98,6 +98,9 @@ LIMITS = [
 ]
 
 
+UNDONE = hg.Waypoints(3, undone_steps=2)
+
+
 @functools.cache
 def differentiated(adjoint, rule, kind):
     hparams, axes = regression.hparams_and_axes(kind)
@@ -105,7 +108,9 @@ def differentiated(adjoint, rule, kind):
     return jax.jit(jax.grad(value, argnums=(0, 1))), value, hparams
 
 
-@pytest.mark.parametrize("rule", regression.RULES)
+@pytest.mark.parametrize(
+    "rule", regression.each(regression.RULES, ["heavy_ball", "adam", "rmsprop_momentum"])
+)
 def test_limits_are_exact(rule):
     """Also of a trace; in float64, where undoing seven steps costs few of the digits."""
     kind = "per number and step" if rule == "momentum" else "per step"
@@ -121,7 +126,11 @@ def test_limits_are_exact(rule):
             assert_close(bars, want, 1e-12 if adjoint == LIMITS[0] else 1e-6)
 
 
-@pytest.mark.parametrize("adjoint", [hg.Waypoints(3), hg.Waypoints(3, undone_steps=2), hg.DrMAD(4)])
+@pytest.mark.parametrize(
+    "adjoint",
+    regression.each([hg.Waypoints(3), UNDONE, hg.DrMAD(4)], [hg.Waypoints(3), UNDONE]),
+    ids=repr,
+)
 def test_transformations_commute(adjoint):
     gradient, value, hparams = differentiated(adjoint, "momentum", "per step")
     starts = jax.tree.map(lambda x: jnp.stack([x, x + 0.1]), regression.start())

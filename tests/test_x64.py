@@ -80,7 +80,7 @@ def points_and_derivatives(rule):
     return points, np.stack([central_differences(plain, x, 2e-3) for x in points])
 
 
-@pytest.mark.parametrize(("rule", "way"), ways())
+@pytest.mark.parametrize(("rule", "way"), list(ways()))
 def test_every_adjoint_agrees_with_central_differences(rule, way):
     """Every exact adjoint that serves the rule."""
     points, want = points_and_derivatives(rule)
