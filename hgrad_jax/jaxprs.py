@@ -1,6 +1,7 @@
 """What a function is made of, read off its trace."""
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,8 @@ TRUSTED = ("jax", "jaxlib", "flax", "functools")
 """Packages whose differentiation rules are the derivatives of their functions."""
 TRANSPOSED_AS_TOLD = ("custom_linear_solve", "linear_call", "custom_transpose_call")
 """Primitives whose transposes are what their caller says."""
+RULES_OF_PRIMITIVES = (ad.primitive_jvps, ad.primitive_transposes)
+"""Where JAX looks up how a primitive is differentiated."""
 
 
 def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
@@ -61,8 +64,11 @@ def _is_foreign(equation: Any) -> bool:
         )
     if name in TRANSPOSED_AS_TOLD:
         return any(map(_is_written, jax.tree.leaves(list(equation.params.values()))))
-    rule = ad.primitive_jvps.get(equation.primitive)
-    return rule is not None and _is_written(rule)
+    if not _is_trusted(type(equation.primitive)):
+        return True
+    rules = [table.get(equation.primitive) for table in RULES_OF_PRIMITIVES]
+    objects = [value for value in equation.params.values() if hasattr(value, "vjp_fwd")]
+    return any(map(_is_written, [*rules, *objects]))
 
 
 def _is_in_jax(debug_info: Any) -> bool:
@@ -74,15 +80,18 @@ def _is_in_jax(debug_info: Any) -> bool:
 def _is_written(rule: Any) -> bool:
     """Returns whether a rule, or a function that it closes over, is not of a trusted package."""
     return any(
-        (part.__module__ or "").partition(".")[0] not in TRUSTED
-        if isinstance(part, types.FunctionType)
-        else not _is_in_jax(part.debug_info)
+        not _is_in_jax(part.debug_info) if hasattr(part, "eqns") else not _is_trusted(part)
         for part in _parts(rule)
     )
 
 
+def _is_trusted(function_or_class: Any) -> bool:
+    module = getattr(function_or_class, "__module__", None) or ""
+    return module.partition(".")[0] in TRUSTED
+
+
 def _parts(value: Any) -> Iterator[Any]:
-    """Yields the Python functions and jaxprs of a callable: closures, partials, wrappers."""
+    """Yields the functions, classes of callable objects and jaxprs that a callable is made of."""
     seen, left = set(), [value]
     while left:
         value = left.pop()
@@ -109,8 +118,15 @@ def _parts(value: Any) -> Iterator[Any]:
             left += [value.f, *value.transforms]
         elif hasattr(value, "val"):  # what JAX holds a static argument in
             left.append(value.val)
-        else:  # jitted, say
-            left.append(getattr(value, "__wrapped__", None))
+        elif hasattr(value, "__wrapped__"):  # jitted, say
+            left.append(value.__wrapped__)
+        elif hasattr(value, "vjp_fwd") or _is_called_by_python(value):
+            yield type(value)
+
+
+def _is_called_by_python(value: Any) -> bool:
+    call = inspect.getattr_static(type(value), "__call__", None)
+    return isinstance(call, types.FunctionType)
 
 
 def _is_full(cell: types.CellType) -> bool:

@@ -1,6 +1,7 @@
 """Losses whose gradient is not that of a function: a rule in them scales, clips or reverses it."""
 
 import contextlib
+import functools
 import warnings
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.experimental.hijax import VJPHiPrimitive
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
@@ -350,9 +352,75 @@ def test_rules_of_users_are_not_even_of_jax_functions():
             assert has_foreign_rule(wrap(function), jnp.ones(2))
 
 
-def test_a_primitive_of_a_user_is_not_taken_for_differentiated_right():
-    primitive = Primitive("doubling")
+class Rule:
+    """A rule that is an object: the derivative of nothing."""
+
+    def __call__(self, tangent, *others):
+        return 2 * tangent
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda rule: rule, functools.partial, jax.jit], ids=["itself", "partial", "jit"]
+)
+def test_rules_that_are_objects(wrap):
+    mine = jax.custom_jvp(jnp.hypot)
+    mine.defjvps(lambda dot, out, x, y: dot, wrap(Rule()))
+    assert has_foreign_rule(mine, 1.0, 2.0)
+
+
+def test_a_hypergradient_through_a_rule_that_is_an_object():
+    class Scaled:
+        def __call__(self, dot, out, x, y):
+            return y * dot
+
+    mine = jax.custom_jvp(jnp.hypot)
+    mine.defjvps(Scaled(), None)
+
+    def scaled(params, hparams, batch, key):
+        return 0.5 * (mine(params, hparams["scale"]) - 1) ** 2
+
+    found = all_derivatives(hg.heavy_ball(scaled), HPARAMS | {"scale": 1.3})
+    assert abs(found[0]) > 0.05
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
+class Doubled(VJPHiPrimitive):
+    """The identity, with twice its derivative."""
+
+    def __init__(self, x):
+        self.in_avals, self.out_aval, self.params = (jax.typeof(x),), jax.typeof(x), {}
+        super().__init__()
+
+    def expand(self, *args):
+        return args[0]
+
+    def vjp_fwd(self, nzs_in, /, *args):
+        return self(*args), None
+
+    def vjp_bwd_retval(self, res, outgrad, /):
+        return (2 * outgrad,)
+
+
+def test_high_level_primitives_of_users():
+    assert has_foreign_rule(lambda x: Doubled(x)(x), 1.0)
+
+
+def a_primitive(name):
+    primitive = Primitive(name)
     primitive.def_impl(lambda x: x)
     primitive.def_abstract_eval(lambda x: x)
+    return primitive
+
+
+def test_rules_and_transposes_of_primitives():
+    by_object, reversing = a_primitive("by_object"), a_primitive("reversing")
+    ad.defjvp(by_object, Rule())
+    ad.deflinear2(reversing, lambda bar, x: [-bar])
+    for primitive in (by_object, reversing):
+        assert has_foreign_rule(primitive.bind, 1.0)
+
+
+def test_a_primitive_of_a_user_is_not_taken_for_differentiated_right():
+    primitive = a_primitive("doubling")
     ad.defjvp(primitive, lambda tangent, x: 2 * tangent)
     assert has_foreign_rule(primitive.bind, 1.0)

@@ -100,11 +100,17 @@ class GradientReport(NamedTuple):
         if worst.is_wrong:
             by = "forward mode gives" if worst.position is None else "differences give"
             wrong = sum(e.is_wrong for e in self.entries)
+            hint = "look for a hand-written derivative on its way"
+            if worst.position is not None and self._is_confirmed(worst.path):
+                hint += (
+                    ", or for what bends within a step (Adam with a small eps), as forward mode "
+                    "agrees with it, and pass a smaller step"
+                )
             return (
                 f"the derivative by {worst.name} is {worst.gradient:.9g}, but {by} "
                 f"{worst.reference:.9g} +- {worst.uncertainty:.0e} ({wrong} of "
-                f"{len(self.entries)} entries are wrong); look for a hand-written derivative on "
-                "its way, unless the adjoint is an approximation."
+                f"{len(self.entries)} entries are wrong); {hint}, unless the adjoint is an "
+                "approximation."
             )
         if all(e.is_unreliable for e in self.entries):
             way_out = (
@@ -115,6 +121,11 @@ class GradientReport(NamedTuple):
             )
             return f"no difference was reliable, by {self.entries[0].name} for one; {way_out}."
         return None
+
+    def _is_confirmed(self, path: str) -> bool:
+        """Returns whether forward mode agrees with the gradient in this leaf."""
+        along = [e for e in self.directions if e.path == path]
+        return any(not e.is_wrong and not e.is_unreliable for e in along)
 
     def __str__(self) -> str:
         rows = [["derivative by", "gradient", "reference", "+-", "error", "step", ""]]

@@ -1,5 +1,6 @@
 """Where an update rule finds its hyperparameters."""
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -14,16 +15,19 @@ Source = Callable[[Hparams], Any] | float
 """A function of the hyperparameters, or a fixed number."""
 
 
-def field(name: str) -> Callable[[Hparams], Any]:
-    """Returns a function that reads one entry of the hyperparameters: a key or an attribute.
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A function that reads one entry of the hyperparameters; see `field`."""
 
-    >>> field("momentum")({"momentum": 0.9})
-    0.9
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"name is {name!r}; it must be that of an entry of hparams, a str.")
+    name: str
 
-    def read_field(hparams):
+    def __call__(self, hparams: Hparams) -> Any:
+        """Returns the entry, a key or an attribute.
+
+        Raises:
+          ValueError: there is none.
+        """
+        name = self.name
         if isinstance(hparams, Mapping) and name in hparams:
             return hparams[name]
         if not isinstance(hparams, Mapping) and hasattr(hparams, name):
@@ -34,7 +38,19 @@ def field(name: str) -> Callable[[Hparams], Any]:
             "modifier, bound=, strength= or scale=): a number, or a function of hparams."
         )
 
-    return read_field
+    def __repr__(self) -> str:
+        return f"field({self.name!r})"
+
+
+def field(name: str) -> Field:
+    """Returns a function that reads one entry of the hyperparameters: a key or an attribute.
+
+    >>> field("momentum"), field("momentum")({"momentum": 0.9})
+    (field('momentum'), 0.9)
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; it must be that of an entry of hparams, a str.")
+    return Field(name)
 
 
 def read(source: Source, hparams: Hparams) -> Any:
