@@ -69,6 +69,18 @@ class TestSchedulesAsFunctions:
         with refused(TypeError, *words, "not with the step, and failed", self.WAY_OUT):
             run(rule)
 
+    def test_of_any_argument_of_a_rule(self):
+        def rising(t):
+            return jnp.minimum(0.9, t / 10)
+
+        for name, rule in (
+            ("b1", hg.adam(square, learning_rate=0.1, b1=rising)),
+            ("eps", hg.adam(square, learning_rate=0.1, eps=rising)),
+            ("momentum", hg.heavy_ball(square, learning_rate=0.1, momentum=rising)),
+        ):
+            with refused(TypeError, f"{name} of the rule is ", "rising", "not with the step"):
+                run(rule)
+
     def test_of_hparams_and_the_step(self):
         with refused(TypeError, "learning_rate takes (hparams, t), but is called", self.WAY_OUT):
             hg.momentum(square, learning_rate=cast(Any, lambda hparams, t: 0.1))

@@ -129,7 +129,10 @@ def adamw(
     learning_rate, weight_decay = taken(learning_rate=learning_rate, weight_decay=weight_decay)
 
     def kept(hparams: Hparams, count: Array) -> dict[str, Any]:
-        rate, strength = read(learning_rate, hparams), read(weight_decay, hparams)
+        rate, strength = (
+            read(learning_rate, hparams, "learning_rate"),
+            read(weight_decay, hparams, "weight_decay"),
+        )
         lost = merge(lambda lr, wd: lr * wd, learning_rate=rate, weight_decay=strength)
         return {PARAMS: jax.tree.map(lambda x: one_minus(x, count), lost)}
 
@@ -153,8 +156,8 @@ def _adam(
     (position,) = taken(position=position)
 
     def kick(gradient: Params, hparams: Hparams, count: Array) -> dict[str, Params]:
-        first = elementwise(lambda g, b1: (1 - b1) * g, gradient, b1=read(b1, hparams))
-        second = elementwise(lambda g, b2: (1 - b2) * g**2, gradient, b2=read(b2, hparams))
+        first = elementwise(lambda g, b1: (1 - b1) * g, gradient, b1=read(b1, hparams, "b1"))
+        second = elementwise(lambda g, b2: (1 - b2) * g**2, gradient, b2=read(b2, hparams, "b2"))
         return {"first_moment": first, "second_moment": second}
 
     def drift(slots: dict[str, Params], hparams: Hparams, count: Array) -> Params:
@@ -168,14 +171,17 @@ def _adam(
             increment,
             slots["first_moment"],
             slots["second_moment"],
-            learning_rate=read(learning_rate, hparams),
-            b1=read(b1, hparams),
-            b2=read(b2, hparams),
-            eps=read(eps, hparams),
+            learning_rate=read(learning_rate, hparams, "learning_rate"),
+            b1=read(b1, hparams, "b1"),
+            b2=read(b2, hparams, "b2"),
+            eps=read(eps, hparams, "eps"),
         )
 
     def decays(hparams: Hparams, count: Array) -> dict[str, Any]:
-        moments = {"first_moment": read(b1, hparams), "second_moment": read(b2, hparams)}
+        moments = {
+            "first_moment": read(b1, hparams, "b1"),
+            "second_moment": read(b2, hparams, "b2"),
+        }
         return moments | kept(hparams, count)
 
     return kick_drift(

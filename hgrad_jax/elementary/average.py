@@ -73,7 +73,7 @@ def average(
       (Array([0.71875], dtype=float32), Array([0.25], dtype=float32))
     """
     decay, slot = taken(decay=decay, slot=slot)
-    return _averaged(transition, lambda hparams, count: read(decay, hparams), slot)
+    return _averaged(transition, lambda hparams, count: read(decay, hparams, "decay"), slot)
 
 
 def polyak_average(transition: Transition, *, slot: Slot = Slot(smallest_decay=0.9)) -> Transition:

@@ -135,7 +135,7 @@ def add_weight_decay(strength: Source = field("weight_decay")) -> GradientModifi
             lambda g, x, strength: g + strength * x,
             gradient,
             params,
-            strength=read(strength, hparams),
+            strength=read(strength, hparams, "strength"),
         )
 
     return modify
@@ -158,7 +158,7 @@ def clip_by_value(bound: Source = field("clip")) -> GradientModifier:
         return jnp.where(jnp.abs(g) > bound, jnp.sign(g) * bound, g)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
-        return elementwise(limit, gradient, bound=read(bound, hparams))
+        return elementwise(limit, gradient, bound=read(bound, hparams, "bound"))
 
     return modify
 
@@ -180,7 +180,7 @@ def clip_by_norm(bound: Source = field("clip")) -> GradientModifier:
     (bound,) = taken(bound=bound)
 
     def modify(gradient: Params, params: Params, hparams: Hparams) -> Params:
-        c = read(bound, hparams)
+        c = read(bound, hparams, "bound")
         if not jax.tree_util.all_leaves([c]) or jnp.shape(c) != ():
             raise ValueError(
                 f"bound is {c!r}, but clip_by_norm bounds one norm over all tensors by one number; "
@@ -248,7 +248,7 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
             lambda g, e, noise_scale: g + noise_scale * e,
             gradient,
             noise,
-            noise_scale=read(scale, hparams),
+            noise_scale=read(scale, hparams, "scale"),
         )
 
     return RandomModifier(modify)

@@ -48,16 +48,16 @@ def momentum(
     rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
 
     def kick(gradient, hparams, count):
-        factor = jax.tree.map(lambda g: g - 1.0, read(decay, hparams))
+        factor = jax.tree.map(lambda g: g - 1.0, read(decay, hparams, "momentum"))
         return {"velocity": multiply(factor, gradient, "momentum")}
 
     return kick_drift(
         loss,
         kick=kick,
         drift=lambda slots, hparams, count: multiply(
-            read(rate, hparams), slots["velocity"], "learning_rate"
+            read(rate, hparams, "learning_rate"), slots["velocity"], "learning_rate"
         ),
-        decays=lambda hparams, count: {"velocity": read(decay, hparams)},
+        decays=lambda hparams, count: {"velocity": read(decay, hparams, "momentum")},
         slots={"velocity": Slot(smallest_decay=smallest_decay)},
         gradient=gradient,
         is_elementwise=True,
@@ -92,14 +92,15 @@ def heavy_ball(
 
     def drift(slots, hparams, count):
         return jax.tree.map(
-            jnp.negative, multiply(read(rate, hparams), slots["velocity"], "learning_rate")
+            jnp.negative,
+            multiply(read(rate, hparams, "learning_rate"), slots["velocity"], "learning_rate"),
         )
 
     return kick_drift(
         loss,
         kick=lambda gradient, hparams, count: {"velocity": gradient},
         drift=drift,
-        decays=lambda hparams, count: {"velocity": read(decay, hparams)},
+        decays=lambda hparams, count: {"velocity": read(decay, hparams, "momentum")},
         slots={"velocity": Slot(smallest_decay=smallest_decay)},
         gradient=gradient,
         is_elementwise=True,
@@ -136,14 +137,14 @@ def classical_momentum(
     rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
 
     def kick(gradient, hparams, count):
-        step = multiply(read(rate, hparams), gradient, "learning_rate")
+        step = multiply(read(rate, hparams, "learning_rate"), gradient, "learning_rate")
         return {"velocity": jax.tree.map(jnp.negative, step)}
 
     return kick_drift(
         loss,
         kick=kick,
         drift=lambda slots, hparams, count: slots["velocity"],
-        decays=lambda hparams, count: {"velocity": read(decay, hparams)},
+        decays=lambda hparams, count: {"velocity": read(decay, hparams, "momentum")},
         slots={"velocity": Slot(smallest_decay=smallest_decay)},
         gradient=gradient,
         is_elementwise=True,

@@ -44,8 +44,8 @@ def nesterov(
 
     def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
         settings = {
-            "learning_rate": read(learning_rate, hparams),
-            "momentum": read(momentum, hparams),
+            "learning_rate": read(learning_rate, hparams, "learning_rate"),
+            "momentum": read(momentum, hparams, "momentum"),
         }
 
         def ahead(g: Array, v: Array, learning_rate: Array, momentum: Array) -> Array:

@@ -44,7 +44,9 @@ def project_to_box(transition: Transition, *, lower: Source, upper: Source) -> T
             above = jnp.where(x < lower, lower, x)
             return jnp.where(above > upper, upper, above)
 
-        return elementwise(limit, params, lower=read(lower, hparams), upper=read(upper, hparams))
+        return elementwise(
+            limit, params, lower=read(lower, hparams, "lower"), upper=read(upper, hparams, "upper")
+        )
 
     def step(state: State, hparams: Hparams, batch: Batch, key: Array | None) -> State:
         state = transition.step(state, hparams, batch, key)

@@ -56,12 +56,12 @@ def rmsprop(
             lambda g, a, decay: decay * a + (1 - decay) * g**2,
             gradient,
             slots["second_moment"],
-            decay=read(decay, hparams),
+            decay=read(decay, hparams, "decay"),
         )
         added = elementwise(
             lambda g, learning_rate: -learning_rate * g,
-            _divided(gradient, squares, read(eps, hparams)),
-            learning_rate=read(learning_rate, hparams),
+            _divided(gradient, squares, read(eps, hparams, "eps")),
+            learning_rate=read(learning_rate, hparams, "learning_rate"),
         )
         return {"second_moment": squares}, added
 
@@ -119,12 +119,12 @@ def rmsprop_momentum(
 
     def kick(gradient: Params, hparams: Hparams, count: Array) -> dict[str, Params]:
         squares = elementwise(
-            lambda g, decay: (1 - decay) * g**2, gradient, decay=read(decay, hparams)
+            lambda g, decay: (1 - decay) * g**2, gradient, decay=read(decay, hparams, "decay")
         )
         return {"second_moment": squares}
 
     def drift(slots: dict[str, Params], hparams: Hparams, count: Array) -> Params:
-        rate = read(learning_rate, hparams)
+        rate = read(learning_rate, hparams, "learning_rate")
         return elementwise(
             lambda v, learning_rate: -learning_rate * v, slots["velocity"], learning_rate=rate
         )
@@ -134,13 +134,13 @@ def rmsprop_momentum(
         is_elementwise=True,
         kick=kick,
         couple=lambda gradient, slots, hparams, count: {
-            "velocity": _divided(gradient, slots["second_moment"], read(eps, hparams))
+            "velocity": _divided(gradient, slots["second_moment"], read(eps, hparams, "eps"))
         },
         coupled=("velocity",),
         drift=drift,
         decays=lambda hparams, count: {
-            "second_moment": read(decay, hparams),
-            "velocity": read(momentum, hparams),
+            "second_moment": read(decay, hparams, "decay"),
+            "velocity": read(momentum, hparams, "momentum"),
         },
         slots={"second_moment": second_moment, "velocity": velocity},
         gradient=gradient,

@@ -37,7 +37,7 @@ def sgd(
     (learning_rate,) = taken(learning_rate=learning_rate)
 
     def increment(gradient: Params, slots: Slots, hparams: Hparams) -> tuple[Slots, Params]:
-        rate = read(learning_rate, hparams)
+        rate = read(learning_rate, hparams, "learning_rate")
         return slots, elementwise(
             lambda g, learning_rate: -learning_rate * g, gradient, learning_rate=rate
         )

@@ -53,17 +53,22 @@ def field(name: str) -> Field:
     return Field(name)
 
 
-def read(source: Source, hparams: Hparams) -> Any:
+def read(source: Source, hparams: Hparams, name: str) -> Any:
     """Returns the value of a source: a tree prefix of the parameters.
+
+    Args:
+      source: the function or number.
+      hparams: what the function is called with.
+      name: of the rule's argument, for the messages.
 
     Raises:
       TypeError: it is a string or None, a schedule of optax, or a function that fails when it is
         called with hparams, as functions of the step do.
     """
-    value = _called(source, hparams) if callable(source) else source
+    value = _called(source, hparams, name) if callable(source) else source
     if value is None or isinstance(value, str):
         raise TypeError(
-            f"a hyperparameter of the rule is {value!r}; pass a number, or a function of hparams, "
+            f"{name} of the rule is {value!r}; pass a number, or a function of hparams, "
             'such as hg.field("learning_rate").'
         )
     return value
@@ -82,11 +87,11 @@ def of_optax(function: Any) -> str | None:
     return name.partition(".")[0] if module.partition(".")[0] == "optax" else None
 
 
-def _called(function: Callable[[Hparams], Any], hparams: Hparams) -> Any:
+def _called(function: Callable[[Hparams], Any], hparams: Hparams, name: str) -> Any:
     schedule = of_optax(function)
     if schedule is not None:  # which computes something of hparams that are one array, too
         raise TypeError(
-            f"a hyperparameter of the rule is optax's {schedule}, a function of the step, but is "
+            f"{name} of the rule is optax's {schedule}, a function of the step, but is "
             f"called with hparams; {SCHEDULES}."
         )
     try:
@@ -97,7 +102,7 @@ def _called(function: Callable[[Hparams], Any], hparams: Hparams) -> Any:
         is_dict = isinstance(hparams, Mapping)
         what = f"a dict of {list(hparams)}" if is_dict else f"a {type(hparams).__name__}"
         raise TypeError(
-            f"a hyperparameter of the rule is {_shown(function)}, which is called with hparams "
+            f"{name} of the rule is {_shown(function)}, which is called with hparams "
             f"({what}), not with the step, and failed ({type(error).__name__}: {error}); pass a "
             f'function of hparams, such as hg.field("learning_rate"); {SCHEDULES}.'
         ) from error

@@ -50,10 +50,12 @@ def rescaled(
     log_scale, log_penalty = taken(log_scale=log_scale, log_penalty=log_penalty)
 
     def of_z(params: Params, hparams: Hparams, batch: Batch, key: Array | None) -> Array:
-        value = scalar(loss)(weights_of(params, read(log_scale, hparams)), hparams, batch, key)
+        value = scalar(loss)(
+            weights_of(params, read(log_scale, hparams, "log_scale")), hparams, batch, key
+        )
         if log_penalty is None:
             return value
-        strength = read(log_penalty, hparams)
+        strength = read(log_penalty, hparams, "log_penalty")
         spread(strength, params, "log_penalty")  # which says what is wrong with it, if anything
         coefficients = jax.tree.map(lambda x: 2 * jnp.exp(x), strength)
         return value + l2(params, coefficients)

@@ -185,7 +185,7 @@ def hypergradient_descent(
         judged = slope if judge is None else judge(params, before, valid, folded(key, VALID_ROLE))
         rate, products = state.hparams[learned], _products(state, judged, learned)
         changed = elementwise(
-            change_of(change), rate, *products, hyper_rate=read(hyper_rate, hparams)
+            change_of(change), rate, *products, hyper_rate=read(hyper_rate, hparams, "hyper_rate")
         )
         new = meta.clipped({learned: changed}, hparams)
 

@@ -87,7 +87,8 @@ class Learner(NamedTuple):
         for name, (lower, upper) in self.bounds.items():
             for bound, clip, which in ((lower, jnp.maximum, 0), (upper, jnp.minimum, 1)):
                 if bound is not None:
-                    full = spread(read(bound, hparams), new[name], f"bounds[{name!r}][{which}]")
+                    what = f"bounds[{name!r}][{which}]"
+                    full = spread(read(bound, hparams, what), new[name], what)
                     new[name] = jax.tree.map(
                         lambda x, b, clip=clip: clip(x, jnp.asarray(b, x.dtype)), new[name], full
                     )

@@ -145,7 +145,7 @@ def rtho(
         state: RealTimeState, hparams: Hparams, batch: Batch, key: Array | None
     ) -> RealTimeState:
         train, valid = split_step(batch)
-        factor = read(discount, hparams)
+        factor = read(discount, hparams, "discount")
 
         def elementary(floats: list[Array], learned: Learned) -> tuple[list[Array], State]:
             before = _filled(state.inner, floats)

@@ -51,7 +51,7 @@ def by_sign(step_sizes: Mapping[str, Source]) -> MakeTx:
                 name: elementwise(
                     lambda g, step: -step * jnp.sign(g),
                     hypergradient[name],
-                    step=read(step_sizes[name], hparams),
+                    step=read(step_sizes[name], hparams, name),
                 )
                 for name in hypergradient
             }
