@@ -79,14 +79,17 @@ def run(rule: hg.Transition, adjoint: hg.Adjoint, hparams: Any = HPARAMS, **sett
     return Found(out.params, bars.hparams, info)
 
 
-def is_close(got: Any, want: Any, rtol: float) -> bool:
-    """Whether every leaf is, relative to its norm."""
+def norms(tree: Any) -> list[float]:
+    """Returns the norm of every leaf."""
+    return [float(jnp.linalg.norm(jnp.ravel(x))) for x in jax.tree.leaves(tree)]
 
-    def one(x, y):
-        return float(jnp.linalg.norm(x - y)) <= rtol * float(jnp.linalg.norm(y)) + 1e-9
 
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    return all(one(jnp.ravel(x), jnp.ravel(y)) for x, y in pairs)
+def is_close(got: Any, want: Any, rtol: float, sizes: list[float] | None = None) -> bool:
+    """Whether every leaf is, relative to its norm, or to a size of its own where that is larger."""
+    own = norms(want)
+    sizes = own if sizes is None else list(map(max, own, sizes))
+    errors = norms(jax.tree.map(jnp.subtract, got, want))
+    return all(e <= rtol * size + 1e-9 for e, size in zip(errors, sizes, strict=True))
 
 
 def outcome(

@@ -292,9 +292,21 @@ def pure(site, rule_name):
     return jax.jit(jax.vmap(one))
 
 
+@functools.cache
+def largest(site, rule_name):
+    """Returns the largest norm of each leaf of the derivatives, over the numbers drawn."""
+    bars = pure(site, rule_name)(np.linspace(0.8, 1.2, MOST_TRACES, dtype=np.float32)).hparams_bar
+    each = [faults.norms(jax.tree.map(lambda x, i=i: x[i], bars)) for i in range(MOST_TRACES)]
+    return np.max(each, axis=0).tolist()
+
+
 @pytest.mark.parametrize(("site", "adjoint", "rule", "kind"), IMPURE)
 def test_impure_functions(site, adjoint, rule, kind, record_property):
-    """Right is what one of the numbers drawn gives, if it is the same in the whole training."""
+    """Right is what one of the numbers drawn gives, if it is the same in the whole training.
+
+    A derivative may cross zero between the numbers (Adam's by its b1 does at a rate of 1.13), where
+    rounding is all of it: errors are relative to the derivative's largest size.
+    """
     draw, numbers = faults.units(kind), []
 
     def number():
@@ -307,9 +319,10 @@ def test_impure_functions(site, adjoint, rule, kind, record_property):
         wanted = pure(site, rule)(padded)
         rows = [jax.tree.map(lambda x: x[i], wanted) for i in range(len(numbers))]  # noqa: B023
         rtol = 1e-2 if adjoint == "Waypoints" else 1e-4
+        bars = largest(site, rule)
         return any(
             faults.is_close(found.params, row.params, 1e-4)
-            and faults.is_close(found.hparams_bar, row.hparams_bar, rtol)
+            and faults.is_close(found.hparams_bar, row.hparams_bar, rtol, bars)
             for row in rows
         )
 
