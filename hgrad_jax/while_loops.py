@@ -45,9 +45,11 @@ def marked(function: Callable[..., Any], message: str) -> Callable[..., Any]:
     ...     return jax.lax.while_loop(lambda y: y > 1, lambda y: y / 2, x)
     >>> print(jax.jvp(marked(halved, LOSS), (3.0,), (1.0,)))
     (Array(0.75, dtype=float32, weak_type=True), Array(0.25, dtype=float32, weak_type=True))
-    >>> jax.grad(marked(halved, LOSS))(3.0)
-    Traceback (most recent call last):
-    ValueError: the loss has a lax.while_loop (a lax.fori_loop of traced length is one), ...
+    >>> try:
+    ...     jax.grad(marked(halved, LOSS))(3.0)
+    ... except ValueError as error:  # to which JAX adds a note, that older doctests compare
+    ...     print(error)
+    the loss has a lax.while_loop (a lax.fori_loop of traced length is one), ...
     """
 
     def evaluate(*args: Any) -> Any:
