@@ -54,7 +54,7 @@ def _first(trajectory: Trajectory, params: Params, given: Inputs) -> tuple[State
 
 
 def explain(error: Exception, trajectory: Trajectory, params: Params, given: Inputs) -> None:
-    """Raises a ValueError or TypeError if the cause of a failed first step is known.
+    """Raises a ValueError or a TypeError if the cause is known; returns if it is not.
 
     Args:
       error: what `first_step` raised.

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 
 from tests import campaign_figures
 
-# Programs that were compiled once are kept in the checkout: a second run takes a third of the time,
-# and tests that start processes find there what others compiled. Set the variables to choose.
+# Programs that were compiled once are kept in the checkout: a second run takes less than half as
+# long, and tests that start processes find what others compiled. Set the variables to choose.
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -50,18 +50,18 @@ class GradientReport(NamedTuple):
       entries: one per sampled number, against differences.
       directions: one per leaf, against forward mode; empty where that is not possible.
       why_no_directions: the reason, else None.
-      epsilon: of the narrowest floats that the function computes in, 2.2e-16 of float64.
       trouble: what `hg.check` says of the adjoint's own run; None if it is in order.
       rounding: how far rounding moves each leaf of a hypergradient, the furthest first. It does not
         count for `is_ok`: a derivative may be right and yet be worth little in float32.
+      epsilon: of the narrowest floats that the function computes in, 2.2e-16 of float64.
     """
 
     entries: tuple[Entry, ...]
     directions: tuple[Entry, ...]
     why_no_directions: str | None
-    epsilon: float = float(np.finfo(np.float64).eps)
     trouble: str | None = None
     rounding: tuple[Rounding, ...] = ()
+    epsilon: float = float(np.finfo(np.float64).eps)
 
     @property
     def worst(self) -> Entry:
