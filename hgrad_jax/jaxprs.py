@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.interpreters import ad
 
+from hgrad_jax.measured_rules import is_untrue
+
 TRUSTED = ("jax", "jaxlib", "flax", "functools")
 """Packages whose differentiation rules are the derivatives of their functions."""
 TRANSPOSED_AS_TOLD = ("custom_linear_solve", "linear_call", "custom_transpose_call")
@@ -25,7 +27,7 @@ def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
     function, nor its Jacobian symmetric: so it is of `jax.lax.custom_root` and
     `custom_linear_solve` with another solver for the derivative ("phantom gradients"). JAX's and
     flax's own rules are true derivatives (relu, softmax, logsumexp); a rule is theirs if its
-    function and every function that it closes over are.
+    function and every function that it closes over are. That of a `custom_jvp` is measured too.
 
     Args:
       function: of pytrees of arrays.
@@ -41,7 +43,7 @@ def has_foreign_rule(function: Callable[..., Any], *args: Any) -> bool:
     >>> has_foreign_rule(jax.jit(reverse_gradient), 1.0)
     True
     """
-    return any(_is_foreign(equation) for equation in _equations(jax.make_jaxpr(function)(*args)))
+    return any(_is_foreign(equation) for equation in equations(jax.make_jaxpr(function)(*args)))
 
 
 def primitives(jaxpr: Any) -> set[str]:
@@ -50,7 +52,7 @@ def primitives(jaxpr: Any) -> set[str]:
     >>> sorted(primitives(jax.make_jaxpr(jax.jit(lambda x: x * x + 1))(1.0)))
     ['add', 'jit', 'mul']
     """
-    return {equation.primitive.name for equation in _equations(jaxpr)}
+    return {equation.primitive.name for equation in equations(jaxpr)}
 
 
 def _is_foreign(equation: Any) -> bool:
@@ -59,9 +61,8 @@ def _is_foreign(equation: Any) -> bool:
         return True
     if name.startswith("custom_jvp"):
         rule, body = equation.params["jvp_jaxpr_fun"], equation.params["call_jaxpr"].jaxpr
-        return not (_is_in_jax(body.debug_info) and _is_in_jax(rule.debug_info)) or _is_written(
-            rule
-        )
+        are_known = _is_in_jax(body.debug_info) and _is_in_jax(rule.debug_info)
+        return not are_known or _is_written(rule) or is_untrue(equation)
     if name in TRANSPOSED_AS_TOLD:
         return any(map(_is_written, jax.tree.leaves(list(equation.params.values()))))
     if not _is_trusted(type(equation.primitive)):
@@ -136,10 +137,10 @@ def _is_full(cell: types.CellType) -> bool:
         return False
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """Yields all equations of a jaxpr, nested ones included."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         for leaf in jax.tree.leaves(list(equation.params.values())):
             if hasattr(getattr(leaf, "jaxpr", leaf), "eqns"):
-                yield from _equations(leaf)
+                yield from equations(leaf)

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import inspect
+import os
 import warnings
 
 import jax
@@ -14,7 +16,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 import hgrad_jax as hg
+from hgrad_jax import jaxprs
 from hgrad_jax.jaxprs import has_foreign_rule
+from hgrad_jax.measured_rules import is_untrue
 
 X = jax.random.normal(jax.random.key(0), (30, 3))
 Y = jnp.tanh(X @ jnp.array([1.0, -1.0, 0.5]))
@@ -350,6 +354,72 @@ def test_rules_of_users_are_not_even_of_jax_functions():
     for function in (mine, scanned, in_a_branch):
         for wrap in (jax.jit, jax.checkpoint, jax.vmap):
             assert has_foreign_rule(wrap(function), jnp.ones(2))
+
+
+def as_if_of_jax(function, name="jax.nn"):
+    """Returns a function that its module and its file say is JAX's."""
+    function.__module__ = name
+    where = os.path.join("site-packages", *name.split("."), "functions.py")
+    function.__code__ = function.__code__.replace(co_filename=where)
+    return function
+
+
+class TestMeasuredRules:
+    """Rules that pass for JAX's, as one of a coming version that is wrong would."""
+
+    def scaled(self):
+        function = jax.custom_jvp(as_if_of_jax(lambda x, s: 1 * x))
+        function.defjvp(as_if_of_jax(lambda p, t: (1 * p[0], p[1] * t[0])))
+        return function
+
+    def test_the_hypergradient_is_right(self):
+        """0.338868 by float64 differences, as where the rule is known to be a user's."""
+        scale = self.scaled()
+
+        def loss(params, hparams, batch, key):
+            return 0.5 * (scale(params, hparams["scale"]) - 1.0) ** 2
+
+        found = all_derivatives(hg.heavy_ball(loss), HPARAMS)
+        np.testing.assert_allclose(found, 0.338868, atol=2e-6)
+
+    def test_by_what_it_is_found(self, monkeypatch):
+        """By the measurement alone: without it, the rule is taken for JAX's."""
+        monkeypatch.setattr(jaxprs, "is_untrue", lambda equation: False)
+        assert not has_foreign_rule(self.scaled(), jnp.ones(3), 2.0)
+        monkeypatch.undo()
+        assert has_foreign_rule(self.scaled(), jnp.ones(3), 2.0)
+
+    @pytest.mark.parametrize("tangent", [jnp.negative, jnp.zeros_like, lambda t: 1.5 * t])
+    @pytest.mark.parametrize("shape", [(), (7,), (3, 4)])
+    def test_rules_that_are_not_derivatives(self, tangent, shape):
+        function = jax.custom_jvp(jnp.sin)
+        function.defjvps(lambda t, out, x: tangent(t) * jnp.cos(x))
+        assert measured(function, jnp.ones(shape)) == [True]
+
+    def test_rules_that_are(self):
+        function = jax.custom_jvp(jnp.sin)
+        function.defjvps(lambda t, out, x: t * jnp.cos(x))
+        assert measured(function, jnp.ones((3, 4))) == [False]
+        for function in (jnp.frexp, jax.scipy.special.xlogy, jnp.logaddexp, jax.nn.relu):
+            args = [jnp.ones(50)] * len(inspect.signature(function).parameters)
+            assert not any(measured(function, *args))
+
+    def test_what_cannot_be_measured_is_left_to_who_wrote_it(self):
+        untrue = jax.custom_jvp(lambda x: jnp.log(-(x**2)))  # finite nowhere
+        untrue.defjvps(lambda t, out, x: t)
+        assert measured(untrue, jnp.ones(3)) == [False]
+        assert measured(self.scaled(), jnp.ones(3, jnp.bfloat16), jnp.bfloat16(2)) == [False]
+
+    def test_where_no_number_may_be_nan_or_moved_to_a_device(self):
+        outside = jax.custom_jvp(lambda x: jnp.sqrt(x - 100))
+        outside.defjvps(lambda t, out, x: t / (2 * out))
+        with jax.debug_nans(True), jax.transfer_guard("disallow"):
+            assert measured(outside, jax.device_put(np.full(3, 101.0, np.float32))) == [False]
+
+
+def measured(function, *args):
+    equations = jaxprs.equations(jax.make_jaxpr(function)(*args))
+    return [is_untrue(e) for e in equations if e.primitive.name == "custom_jvp_call"]
 
 
 class Rule:
