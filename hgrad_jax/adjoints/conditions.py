@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.elementary.gradients import scalar
+from hgrad_jax.foreign_rules import has_foreign_rule
 from hgrad_jax.functions import require_function
-from hgrad_jax.jaxprs import has_foreign_rule
 from hgrad_jax.trees import is_like, shown
 from hgrad_jax.types import Batch, Hparams, Loss, Params
 

@@ -25,7 +25,7 @@ from hgrad_jax.elementary.gradients import scalar
 from hgrad_jax.elementary.kick_drift import KickDrift
 from hgrad_jax.exact.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
-from hgrad_jax.jaxprs import has_foreign_rule
+from hgrad_jax.foreign_rules import has_foreign_rule
 from hgrad_jax.trees import Layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
