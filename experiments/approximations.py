@@ -26,7 +26,7 @@ import hgrad_jax as hg
 from experiments import rescaled_mlp
 from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import DataUnavailableError, minibatches
-from hgrad_jax.files import write_figures
+from hgrad_jax.tools.files import write_figures
 
 LOG_PENALTY = -7.0
 

@@ -20,7 +20,7 @@ import jax
 import hgrad_jax as hg
 from experiments.bench_cases import Problem, make_problem
 from experiments.common import environment, option, parse, script, write_json_line
-from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.show.text_table import aligned
 
 BACKPROPAGATION = "backpropagation"
 PROVIDERS: dict[str, Callable[..., Any]] = {

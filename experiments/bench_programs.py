@@ -13,7 +13,7 @@ from jax import Array
 
 import hgrad_jax as hg
 from experiments.bench_cases import Problem
-from hgrad_jax.exact.bitwise import isolate
+from hgrad_jax.bits.bitwise import isolate
 
 PLAIN, ISOLATED, PRODUCTS = "plain steps", "plain steps, isolated", "gradient + HVP"
 RIVALS = (PLAIN, ISOLATED, PRODUCTS)

@@ -26,8 +26,8 @@ from flax import linen as nn
 import hgrad_jax as hg
 from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import load_digits, minibatches
-from hgrad_jax.diagnostics.text_table import aligned
 from hgrad_jax.models import MLP, cross_entropy
+from hgrad_jax.show.text_table import aligned
 
 SETTINGS = hg.grid(
     {"learning_rate": [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1], "momentum": [0.0, 0.9]}

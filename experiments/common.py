@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.files import append_line
+from hgrad_jax.tools.files import append_line
 from hgrad_jax.training.folder import CheckpointError
 from hgrad_jax.training.interruption import Interrupted, interruption
 

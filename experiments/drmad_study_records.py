@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.common import environment
 from experiments.drmad_study_config import Config
-from hgrad_jax.files import write_whole
+from hgrad_jax.tools.files import write_whole
 from hgrad_jax.tuning.records import plain
 
 # What a tuning depends on; a longer one goes on from a shorter one.

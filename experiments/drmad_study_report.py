@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import drmad_study_back as back
 from experiments import drmad_study_paths as paths
-from hgrad_jax.diagnostics.text_table import aligned, in_bytes
-from hgrad_jax.files import write_figures
+from hgrad_jax.show.text_table import aligned, in_bytes
+from hgrad_jax.tools.files import write_figures
 
 Tunings = dict[tuple[int, str, int], list[dict[str, Any]]]
 """The records of each tuning by (number of steps, whose signs it follows, seed)."""

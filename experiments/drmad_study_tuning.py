@@ -18,7 +18,7 @@ from experiments.rescaled_mlp import Images
 from hgrad_jax.data import Dataset
 from hgrad_jax.diagnostics.comparison import cosine
 from hgrad_jax.models import MLP, classification_metrics
-from hgrad_jax.trajectory import Trajectory, first_state, inputs
+from hgrad_jax.runs.trajectory import Trajectory, first_state, inputs
 
 
 class Programs(NamedTuple):

@@ -28,15 +28,10 @@ from matplotlib.figure import Figure
 import hgrad_jax as hg
 from experiments.common import environment, option, parse, script, write_json_line
 from hgrad_jax.data import Dataset, DataUnavailableError, Splits, load, shuffled
-from hgrad_jax.diagnostics.text_table import aligned
-from hgrad_jax.files import write_figures
-from hgrad_jax.models import (
-    CNN,
-    activity_forward_gradient,
-    classification_loss,
-    classification_metrics,
-    example_losses,
-)
+from hgrad_jax.forward_gradients import activity_forward_gradient, example_losses
+from hgrad_jax.models import CNN, classification_loss, classification_metrics
+from hgrad_jax.show.text_table import aligned
+from hgrad_jax.tools.files import write_figures
 
 MODEL = CNN(10, channels=(2, 4), hidden=(64,), halves=(False, True))
 

@@ -45,8 +45,8 @@ from experiments.forward_reverse_problem import (
 )
 from experiments.forward_reverse_real_time import real_time
 from hgrad_jax.data import DataUnavailableError, minibatches
-from hgrad_jax.files import write_figures
 from hgrad_jax.models import classification_metrics
+from hgrad_jax.tools.files import write_figures
 
 MODES = ("forward", "reverse", "checkpointed", "reversible")
 LEADER = "reverse"

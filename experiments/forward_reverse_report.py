@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: it needs no display and keeps no global state
 from matplotlib.ticker import MaxNLocator
 
-from hgrad_jax.diagnostics.text_table import aligned, in_bytes
+from hgrad_jax.show.text_table import aligned, in_bytes
 
 Record = dict[str, Any]
 

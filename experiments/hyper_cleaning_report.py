@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from hgrad_jax.files import write_figures
+from hgrad_jax.tools.files import write_figures
 
 ROWS, COLUMNS = 4, 10
 NOTHING, WITH_VALIDATION = "none", ", with validation"

@@ -38,9 +38,9 @@ from hgrad_jax.data import (
     shuffled,
     validate_examples,
 )
-from hgrad_jax.files import write_figures
 from hgrad_jax.models import MLP, classification_loss, classification_metrics
 from hgrad_jax.models.initializers import scaled_normal
+from hgrad_jax.tools.files import write_figures
 
 NUM_CLASSES = 10
 DATA = ("digits", "mnist", "cifar10_subset", "cifar10")

@@ -9,14 +9,13 @@ from flax import linen as nn
 
 import hgrad_jax as hg
 from hgrad_jax.data import Dataset, Splits, load
+from hgrad_jax.forward_gradients import activity_forward_gradient, example_losses
 from hgrad_jax.models import (
     MLP,
     SoftmaxRegression,
-    activity_forward_gradient,
     classification_loss,
     cross_entropy,
     error_rate,
-    example_losses,
     scaled_normal,
     uniform,
 )

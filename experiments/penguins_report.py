@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: it needs no display and keeps no global state
 
-from hgrad_jax.diagnostics.text_table import aligned
-from hgrad_jax.files import write_figures
+from hgrad_jax.show.text_table import aligned
+from hgrad_jax.tools.files import write_figures
 
 
 def table(records: Sequence[dict[str, Any]], num_seeds: int) -> str:

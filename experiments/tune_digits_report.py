@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from hgrad_jax.files import write_figures
+from hgrad_jax.tools.files import write_figures
 
 
 def print_table(console: Console, result: dict[str, Any], num_runs: int) -> None:

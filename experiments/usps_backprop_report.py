@@ -7,8 +7,8 @@ from matplotlib.figure import Figure  # not pyplot: it needs no display and keep
 
 import hgrad_jax as hg
 from experiments.usps_backprop_problem import NUM_CLASSES
-from hgrad_jax.diagnostics.text_table import aligned
-from hgrad_jax.files import write_figures
+from hgrad_jax.show.text_table import aligned
+from hgrad_jax.tools.files import write_figures
 
 PARTS = ("train", "validation", "test")
 MEASURES = ("loss", "classification_loss", "error")

@@ -1,5 +1,6 @@
 """`check`: turns the flags of a run into an exception on the host, with cause and remedy."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -7,16 +8,33 @@ import numpy as np
 from jax.core import Tracer
 
 from hgrad_jax.hypergradient import Hypergradient
-from hgrad_jax.training.run import Fit
-from hgrad_jax.tuning.meta_step import MetaStep
-from hgrad_jax.tuning.meta_steps import MetaSteps
 from hgrad_jax.types import BackwardInfo, RunInfo, Unrolled
 
-Info = TypeVar("Info", RunInfo, BackwardInfo, Unrolled, Hypergradient, Fit, MetaSteps)
+Info = TypeVar("Info")
+Result = TypeVar("Result", bound=type)
 
 
 class HypergradientError(RuntimeError):
     """A run or its hypergradient is not what it should be; the message says why and what to do."""
+
+
+def checkable(also: Callable[[Any], None] = lambda result: None) -> Callable[[Result], Result]:
+    """Returns a decorator of classes with an `info`, which `check` takes then.
+
+    Args:
+      also: `also(result)` raises HypergradientError for what `info` does not say.
+    """
+
+    def register(result: Result) -> Result:
+        _checkable[result] = also
+        return result
+
+    return register
+
+
+_checkable: dict[type, Callable[[Any], None]] = {}
+for _class in (Unrolled, Hypergradient):
+    checkable()(_class)
 
 
 def check(info: Info) -> Info:
@@ -31,8 +49,10 @@ def check(info: Info) -> Info:
         several.
       TypeError: `info` is traced, or none of these.
     """
-    if not isinstance(info, RunInfo | BackwardInfo | Unrolled | Hypergradient | Fit | MetaSteps):
-        if isinstance(info, MetaStep):
+    also = _checkable.get(type(info))
+    found: Any = info if also is None else getattr(info, "info")  # noqa: B009
+    if not isinstance(found, RunInfo | BackwardInfo):
+        if isinstance(getattr(info, "found", None), Hypergradient):
             raise TypeError("info is a MetaStep; pass what its runs found: hg.check(step.found).")
         raise TypeError(
             f"info is a {type(info).__name__}; pass what unroll, fit or "
@@ -43,37 +63,36 @@ def check(info: Info) -> Info:
             "check reads values and cannot run inside jit, grad or vmap; return the info and check "
             "it there."
         )
-    found = info.info if isinstance(info, Unrolled | Hypergradient | Fit | MetaSteps) else info
     back = found if isinstance(found, BackwardInfo) else None
     run = found.run if isinstance(found, BackwardInfo) else found
     first = _first(run.damaged_at, run.overflow | run.nonfinite)
     when = f"at step {first}" if first >= 0 else "somewhere on the way"
-    _refuse(
+    refuse(
         run.nonfinite,
         f"the training became infinite or NaN {when}",
         "lower the learning rate, or look for the loss that does not stay finite, or for "
         "params and hparams that are not",
     )
-    _refuse(
+    refuse(
         run.overflow,
         f"a number left the fixed-point range {when}",
         "lower the learning rate if training diverges; numbers that must be that large need fewer "
         "fraction_bits, in the Slot that kick_drift and adam take, or another adjoint",
     )
-    _refuse(
+    refuse(
         run.decay_out_of_range,
         "a decay was outside [2**-7, 1]",
         "keep it inside (a logistic map does), or use Direct() or Checkpointed()",
     )
     if back is not None:
-        _refuse(
+        refuse(
             run.store_overflow,
             "the bit store was too small to run backwards: the run's decays have a geometric mean "
             f"of {_least_decay(run):.4g}",
             "pass Reversible(smallest_decay=...) at most that",
         )
         if back.mismatches is not None:
-            _refuse(
+            refuse(
                 np.asarray(back.mismatches) > 0,
                 "the run backwards did not restore the start: "
                 f"{int(np.max(back.mismatches))} numbers differ",
@@ -82,7 +101,7 @@ def check(info: Info) -> Info:
             )
         if back.solve is not None:
             _check_solve(back.solve)
-        _refuse(
+        refuse(
             ~np.asarray(back.is_finite),
             "the hypergradient is infinite or NaN although the run is finite",
             "either the outer loss is not differentiable where the run ends, or the rule is not: "
@@ -91,26 +110,21 @@ def check(info: Info) -> Info:
             "eps_root, or use hg.adam); or the run amplifies perturbations beyond the "
             "floating-point range: shorten it or lower the learning rate",
         )
-    if isinstance(info, MetaSteps):
-        _refuse(
-            not all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(info.hparams)),
-            "the optimizer made hyperparameters infinite or NaN although all hypergradients are "
-            "finite",
-            "lower its learning rate",
-        )
+    if also is not None:
+        also(info)
     return info
 
 
 def _check_solve(solve: Any) -> None:
     """Raises if the linear system of an implicit hypergradient was not solved, or not the one."""
-    _refuse(
+    refuse(
         solve.is_trace_dropped,
         "a cotangent of the trace was given, which Implicit() does not differentiate",
         "leave trace_bar out, or use Direct() or Checkpointed()",
     )
     # First of the three, since what is not a minimum is often not stationary either, and no solver
     # converges there.
-    _refuse(
+    refuse(
         solve.is_indefinite,
         "the loss has negative curvature where the training ended, which is no minimum then: "
         f"{np.min(solve.curvature):.2g}",
@@ -118,14 +132,14 @@ def _check_solve(solve: Any) -> None:
     )
     # A residual that is NaN is a cotangent that was not finite, which is_finite says better.
     is_sound = ~np.isnan(solve.residual)
-    _refuse(
+    refuse(
         ~np.asarray(solve.is_converged) & is_sound,
         "the linear solver did not reach its tolerance: relative residual "
         f"{_largest(solve.residual):.2g} after {np.max(solve.num_steps)} steps",
         "raise its max_steps, choose another step_size if it is Neumann(), or raise its tolerance "
         "if rounding is what limits it",
     )
-    _refuse(
+    refuse(
         ~np.asarray(solve.is_stationary) & is_sound,
         "the training did not end where the condition of Implicit() holds: the parameters are off "
         f"by about {_largest(solve.stationarity):.2g} of their norm",
@@ -145,7 +159,8 @@ def _largest(values: Any) -> float:
     return float(np.fmax.reduce(np.ravel(values)))  # NaN only if all are
 
 
-def _refuse(is_wrong: Any, what: str, remedy: str) -> None:
+def refuse(is_wrong: Any, what: str, remedy: str) -> None:
+    """Raises a HypergradientError if a flag is raised, of one run or of several."""
     flags = np.asarray(is_wrong)
     if flags.any():
         where = (

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.foreign_rules import has_foreign_rule
-from hgrad_jax.functions import ASKED_FOR_VALUE, require_function
-from hgrad_jax.trees import require_like, shown
+from hgrad_jax.inputs.functions import ASKED_FOR_VALUE, require_function
+from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.runs import validate
+from hgrad_jax.tools.foreign_rules import has_foreign_rule
+from hgrad_jax.tools.trees import require_like, shown
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 

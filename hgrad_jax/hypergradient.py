@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax import validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.functions import require_arrays, require_function, traced
-from hgrad_jax.trajectory import all_finite
+from hgrad_jax.inputs.functions import require_arrays, require_function, traced
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.runs.trajectory import all_finite
 from hgrad_jax.types import (
     Array,
     BackwardInfo,

@@ -4,9 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import optax
-
-from hgrad_jax.functions import require_function
 
 Array = jax.Array
 
@@ -80,27 +77,23 @@ class Transition(NamedTuple):
     update: Update = _no_update
 
 
-PIECES = {"init": "params, hparams", "step": "state, hparams, batch, key", "params": "state"}
+class Slot(NamedTuple):
+    """How one variable of a rule is kept as fixed point.
 
-
-def require_transition(value: Any) -> None:
-    """Raises if something is no transition, such as the loss of one, or what makes one.
-
-    Raises:
-      TypeError: it is none.
+    Attributes:
+      fraction_bits: of a 64-bit number; 44 gives a range of +-65,536 and a resolution of 5.7e-14.
+        A 128-bit number has twice as many.
+      smallest_decay: for the capacity of the bit store: it holds a run whose decays are, in
+        geometric mean over the steps, at least this, in (0, 1]. `Reversible(smallest_decay=...)`
+        overrides it.
+      is_double: whether to use 128 bits in float32 training too (in float64 training, always).
+        Second moments need it, since their square root divides: 50 fraction bits, doubled, give
+        +-1.7e7 and 7.9e-31.
     """
-    if isinstance(value, optax.GradientTransformation | optax.MultiSteps):
-        raise TypeError(
-            "transition is an optax transformation, which has no loss; make a rule of it: "
-            'hg.from_optax(lambda hparams: optax.adam(hparams["learning_rate"]), loss).'
-        )
-    if not isinstance(value, Transition):
-        raise TypeError(
-            f"transition is {value!r}; build one with hg.momentum(loss), hg.adam(loss), ..."
-        )
-    for name, arguments in PIECES.items():
-        call = f"transition.{name}({arguments})"
-        require_function(getattr(value, name), call, "a function, as Transition tells")
+
+    fraction_bits: int = 44
+    smallest_decay: float = 0.5
+    is_double: bool = False
 
 
 class RunInfo(NamedTuple):

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax import validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.first_step import forward_mode_explained
-from hgrad_jax.traced_once import trace_once
-from hgrad_jax.trajectory import Trajectory, inputs
-from hgrad_jax.trees import require_like
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.runs.first_step import forward_mode_explained
+from hgrad_jax.runs.traced_once import trace_once
+from hgrad_jax.runs.trajectory import Trajectory, inputs
+from hgrad_jax.tools.trees import require_like
 from hgrad_jax.types import (
     BackwardInfo,
     BatchFn,

@@ -19,9 +19,16 @@ import optax
 from flax import linen as nn
 
 import hgrad_jax as hg
-from hgrad_jax import data, hyper, models, online
+from hgrad_jax import data, forward_gradients, hyper, models, online
 
-MODULES = {"hg": hg, "models": models, "data": data, "hyper": hyper, "online": online}
+MODULES = {
+    "hg": hg,
+    "models": models,
+    "data": data,
+    "hyper": hyper,
+    "online": online,
+    "forward_gradients": forward_gradients,
+}
 
 KEY = jax.random.key(0)
 DIRECT = hg.Direct()
@@ -410,9 +417,9 @@ CALLS: Mapping[str, Call] = {
     "models.CNN": Call(models.CNN, {"num_classes": 3, "channels": (2,), "hidden": (3,)}, logits),
     "models.MLP": Call(models.MLP, {"features": (3, 3)}, logits),
     "models.SoftmaxRegression": Call(models.SoftmaxRegression, {"num_classes": 3}, logits),
-    "models.activity_forward_gradient": Call(
-        models.activity_forward_gradient,
-        {"example_losses": models.example_losses(MODEL)},
+    "forward_gradients.activity_forward_gradient": Call(
+        forward_gradients.activity_forward_gradient,
+        {"example_losses": forward_gradients.example_losses(MODEL)},
         lambda provider: provider(None)(WEIGHTS, {}, (X, Y), KEY),
     ),
     "models.batch_statistics": Call(
@@ -435,8 +442,10 @@ CALLS: Mapping[str, Call] = {
     "models.error_rate": Call(
         models.error_rate, {"logits": X, "labels": Y}, numbers=("logits", "labels")
     ),
-    "models.example_losses": Call(
-        models.example_losses, {"model": MODEL}, lambda losses: losses(WEIGHTS, {}, (X, Y), KEY)
+    "forward_gradients.example_losses": Call(
+        forward_gradients.example_losses,
+        {"model": MODEL},
+        lambda losses: losses(WEIGHTS, {}, (X, Y), KEY),
     ),
     "models.uniform": Call(models.uniform, {"low": 0.0, "high": 1.0}, drawn),
     "data.full_batch": Call(data.full_batch, {}, on_data),

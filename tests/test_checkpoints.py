@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.digest import digest
+from hgrad_jax.tools.digest import digest
 from hgrad_jax.training.checkpoints import Snapshot, Store
 
 STATE = {

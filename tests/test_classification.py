@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from hgrad_jax.data import Dataset, validate_examples, validate_finite
+from hgrad_jax.forward_gradients import example_losses
 from hgrad_jax.models import (
     MLP,
     batch_statistics,
@@ -14,7 +15,6 @@ from hgrad_jax.models import (
     classification_metrics,
     cross_entropy,
     error_rate,
-    example_losses,
 )
 
 KEY = jax.random.key(0)

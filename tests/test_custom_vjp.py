@@ -15,10 +15,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 import hgrad_jax as hg
-from hgrad_jax import foreign_rules
-from hgrad_jax.foreign_rules import has_foreign_rule
-from hgrad_jax.jaxprs import equations
-from hgrad_jax.measured_rules import is_untrue
+from hgrad_jax.tools import foreign_rules
+from hgrad_jax.tools.foreign_rules import has_foreign_rule
+from hgrad_jax.tools.jaxprs import equations
+from hgrad_jax.tools.measured_rules import is_untrue
 
 X = jax.random.normal(jax.random.key(0), (30, 3))
 Y = jnp.tanh(X @ jnp.array([1.0, -1.0, 0.5]))

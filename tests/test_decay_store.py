@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.exact import bit_store, decay
-from hgrad_jax.exact.bit_store import BitStore, Spill
-from hgrad_jax.exact.double import DOUBLE
-from hgrad_jax.exact.integers import in_64_bits
-from hgrad_jax.exact.single import SINGLE
+from hgrad_jax.bits import bit_store, decay
+from hgrad_jax.bits.bit_store import BitStore, Spill
+from hgrad_jax.bits.double import DOUBLE
+from hgrad_jax.bits.integers import in_64_bits
+from hgrad_jax.bits.single import SINGLE
 from tests.wide import assert_same, draws, integers, ints, signed_ints, words
 
 SIZE = 3000

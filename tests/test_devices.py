@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.data_parallel import BATCH_PARTS
+from hgrad_jax.many.data_parallel import BATCH_PARTS
 from tests import devices_child, tune_child
 from tests.devices_child import NUM_DEVICES
 

@@ -11,8 +11,8 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches, with_replacement
+from hgrad_jax.runs.trajectory import Trajectory, inputs
 from hgrad_jax.training.epoch import recording, run_epoch, start
-from hgrad_jax.trajectory import Trajectory, inputs
 from tests.fits import (
     DROPPED,
     HPARAMS,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgrad_jax.exact import fixed_point
-from hgrad_jax.exact.double import DOUBLE
-from hgrad_jax.exact.single import SINGLE
+from hgrad_jax.bits import fixed_point
+from hgrad_jax.bits.double import DOUBLE
+from hgrad_jax.bits.single import SINGLE
 from tests.wide import assert_same, signed_ints
 
 FRACTION_BITS = [44, 50, 56]

@@ -11,7 +11,7 @@ import pytest
 
 import hgrad_jax as hg
 from experiments.common import write_json_line
-from hgrad_jax import files
+from hgrad_jax.tools import files
 from hgrad_jax.training import folder as folders
 from hgrad_jax.training.folder import locked, told
 from tests.test_checkpoints import PARAMS, STATE, assert_same, open_store, read, snapshot

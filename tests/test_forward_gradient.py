@@ -13,13 +13,8 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import hgrad_jax as hg
-from hgrad_jax.models import (
-    MLP,
-    SoftmaxRegression,
-    activity_forward_gradient,
-    classification_loss,
-    example_losses,
-)
+from hgrad_jax.forward_gradients import activity_forward_gradient, example_losses
+from hgrad_jax.models import MLP, SoftmaxRegression, classification_loss
 from tests import regression
 from tests.forward_gradients import (
     KEY,

@@ -12,12 +12,8 @@ import pytest
 from flax import linen as nn
 
 import hgrad_jax as hg
-from hgrad_jax.models import (
-    MLP,
-    activity_forward_gradient,
-    classification_loss,
-    example_losses,
-)
+from hgrad_jax.forward_gradients import activity_forward_gradient, example_losses
+from hgrad_jax.models import MLP, classification_loss
 from tests.forward_gradients import KEY, NET, problem
 
 

@@ -13,12 +13,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hgrad_jax as hg
-from hgrad_jax.dual import value_and_slope
-from hgrad_jax.models import (
-    activity_forward_gradient,
-    classification_loss,
-    example_losses,
-)
+from hgrad_jax.forward_gradients import activity_forward_gradient, example_losses
+from hgrad_jax.forward_gradients.dual import value_and_slope
+from hgrad_jax.models import classification_loss
 from tests import regression
 from tests.forward_gradients import KEY, MODELS, NET, problem
 

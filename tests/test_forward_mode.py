@@ -9,8 +9,8 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.data import DataUnavailableError, load, minibatches, split
-from hgrad_jax.liveness import live_bytes
 from hgrad_jax.models import cross_entropy
+from hgrad_jax.tools.liveness import live_bytes
 from tests import regression
 
 NUM_WEIGHTS = 2000

@@ -8,7 +8,7 @@ import pytest
 import hgrad_jax as hg
 from hgrad_jax.adjoints.conditions import FixedPoint, Root, Stationary
 from hgrad_jax.adjoints.implicit import Implicit
-from hgrad_jax.linear_solvers import GMRES, ConjugateGradient, Neumann
+from hgrad_jax.solvers.linear_solvers import GMRES, ConjugateGradient, Neumann
 from tests.ridge import (
     DATA,
     DEFAULT,

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from hgrad_jax.exact import double, integers, single
-from hgrad_jax.exact.double import DOUBLE
-from hgrad_jax.exact.integers import in_64_bits
-from hgrad_jax.exact.single import SINGLE
+from hgrad_jax.bits import double, integers, single
+from hgrad_jax.bits.double import DOUBLE
+from hgrad_jax.bits.integers import in_64_bits
+from hgrad_jax.bits.single import SINGLE
 from tests.wide import RNG, draws, ints, signed_ints, words
 from tests.wide import integers as as_integers
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from hgrad_jax.linear_solvers import GMRES, ConjugateGradient, Neumann, norm
+from hgrad_jax.solvers.linear_solvers import GMRES, ConjugateGradient, Neumann, norm
 
 TIGHT = 1e-10
 

@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 
 import hgrad_jax as hg
-from hgrad_jax.exact import bit_store
-from hgrad_jax.exact.single import SINGLE
+from hgrad_jax.bits import bit_store
+from hgrad_jax.bits.single import SINGLE
 from hgrad_jax.models import MLP
 from tests.problems import KEY, classifier, slices
 

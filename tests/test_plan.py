@@ -12,7 +12,7 @@ import pytest
 import hgrad_jax as hg
 from hgrad_jax.diagnostics.plan import Plan, plan, usual_adjoints
 from hgrad_jax.diagnostics.plan_measure import extrapolated
-from hgrad_jax.diagnostics.text_table import in_bytes, name_of
+from hgrad_jax.show.text_table import in_bytes, name_of
 
 DATA = jax.random.normal(jax.random.key(0), (16, 24))
 START = {"w": jnp.full((24, 24), 0.05), "v": jnp.full((24,), 0.1)}

@@ -12,7 +12,7 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.adjoints import reversible
-from hgrad_jax.exact.integers import in_64_bits
+from hgrad_jax.bits.integers import in_64_bits
 from tests import faults
 from tests.campaign_figures import FLAGGED, REFUSED, RIGHT, SILENT
 from tests.faults import HPARAMS, RULES, SOURCES, X, Y

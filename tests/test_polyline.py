@@ -11,9 +11,9 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.adjoints.along_polyline import undoing_budget
-from hgrad_jax.elementary.kick_drift import undo
-from hgrad_jax.polyline import _floor_of_fraction
-from hgrad_jax.trajectory import Trajectory, inputs
+from hgrad_jax.adjoints.polyline import _floor_of_fraction
+from hgrad_jax.rules.kick_drift import undo
+from hgrad_jax.runs.trajectory import Trajectory, inputs
 from tests import regression
 from tests.test_adjoints import assert_close
 

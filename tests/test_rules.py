@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.elementary.adam import correction
-from hgrad_jax.elementary.arithmetic import merge, root
+from hgrad_jax.rules.adam import correction
+from hgrad_jax.rules.arithmetic import merge, root
 from tests.rules import (
     ADJOINTS,
     DATA,

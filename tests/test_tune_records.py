@@ -13,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 
 import hgrad_jax as hg
-from hgrad_jax import files
+from hgrad_jax.tools import files
 from tests.tune_child import (
     HPARAMS,
     linear_data,

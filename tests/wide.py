@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.exact.double import Wide
+from hgrad_jax.bits.double import Wide
 
 RNG = np.random.default_rng(0)
 

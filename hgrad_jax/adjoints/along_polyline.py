@@ -6,18 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.base import Adjoint, Run
 from hgrad_jax.adjoints.direct import run_from
-from hgrad_jax.closures import entered, instantiated, opened, rejoined
-from hgrad_jax.functions import INT32_END
-from hgrad_jax.guard import differentiated_once
-from hgrad_jax.polyline import Clip, pull_back, remember
-from hgrad_jax.trajectory import Inputs, Trajectory, first_state, float_run_info, hparams_of, steps
+from hgrad_jax.adjoints.polyline import Clip, pull_back, remember
+from hgrad_jax.inputs.functions import INT32_END
+from hgrad_jax.runs.adjoint import Adjoint, Run
+from hgrad_jax.runs.closures import entered, instantiated, opened, rejoined
+from hgrad_jax.runs.trajectory import (
+    Inputs,
+    Trajectory,
+    first_state,
+    float_run_info,
+    hparams_of,
+    steps,
+)
+from hgrad_jax.tools.guard import differentiated_once
 from hgrad_jax.types import Array, Params, State, Transition
 
 
 class AlongPolyline(Adjoint):
-    """Base of the adjoints that differentiate along a polyline; see `hgrad_jax.polyline`.
+    """Base of the adjoints that differentiate along a polyline; see `hgrad_jax.adjoints.polyline`.
 
     Attributes:
       clip: bounds on what is computed on the way back, or None.

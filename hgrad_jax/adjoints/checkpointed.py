@@ -7,9 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.adjoints.base import Adjoint, Run, Work
-from hgrad_jax.functions import as_int
-from hgrad_jax.trajectory import (
+from hgrad_jax.inputs.functions import as_int
+from hgrad_jax.runs.adjoint import Adjoint, Run, Work
+from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,
     first_state,

@@ -2,7 +2,7 @@
 
 A condition is a function c(params, hparams, batch, key) that is zero where training comes to rest,
 and its products with a direction u: (dc/dparams)^T u and (dc/dhparams)^T u. Solving with them is
-`hgrad_jax.linear_solvers`', and the hypergradient `hgrad_jax.adjoints.implicit`'s.
+`hgrad_jax.solvers.linear_solvers`', and the hypergradient `hgrad_jax.adjoints.implicit`'s.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.foreign_rules import has_foreign_rule
-from hgrad_jax.functions import require_function
-from hgrad_jax.trees import is_like, shown
+from hgrad_jax.inputs.functions import require_function
+from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.tools.foreign_rules import has_foreign_rule
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Batch, Hparams, Loss, Params
 
 VectorField = Callable[[Params, Hparams, Batch, Any], Params]

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
-from hgrad_jax.adjoints.base import Adjoint, Run, Work
-from hgrad_jax.trajectory import (
+from hgrad_jax.runs.adjoint import Adjoint, Run, Work
+from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,
     first_state,

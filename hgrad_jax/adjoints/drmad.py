@@ -13,12 +13,12 @@ from hgrad_jax.adjoints.along_polyline import (
     require_exact,
     undoing_budget,
 )
-from hgrad_jax.adjoints.base import Work
-from hgrad_jax.arguments import narrow
-from hgrad_jax.functions import is_number
-from hgrad_jax.linear_solvers import norm
-from hgrad_jax.polyline import Clip
-from hgrad_jax.trajectory import Inputs, Trajectory, float_step, steps
+from hgrad_jax.adjoints.polyline import Clip
+from hgrad_jax.inputs.arguments import narrow
+from hgrad_jax.inputs.functions import is_number
+from hgrad_jax.runs.adjoint import Work
+from hgrad_jax.runs.trajectory import Inputs, Trajectory, float_step, steps
+from hgrad_jax.solvers.linear_solvers import norm
 from hgrad_jax.types import Array, Params, State, Transition
 
 

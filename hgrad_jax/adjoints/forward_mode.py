@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.closures import opened
-from hgrad_jax.functions import is_number
-from hgrad_jax.guard import is_float
-from hgrad_jax.liveness import live_bytes
-from hgrad_jax.trajectory import (
+from hgrad_jax.inputs.functions import is_number
+from hgrad_jax.runs.adjoint import Adjoint, Pullback, Run, Work
+from hgrad_jax.runs.closures import opened
+from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,
     all_finite,
@@ -24,6 +22,8 @@ from hgrad_jax.trajectory import (
     recorded,
     steps,
 )
+from hgrad_jax.tools.guard import is_float
+from hgrad_jax.tools.liveness import live_bytes
 from hgrad_jax.types import Array, BackwardInfo, Params
 
 SymbolicZero = jax.custom_derivatives.SymbolicZero

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
 from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
-from hgrad_jax.arguments import take_fields
-from hgrad_jax.closures import (
+from hgrad_jax.inputs.arguments import take_fields
+from hgrad_jax.runs.adjoint import Adjoint, Pullback, Run, Work
+from hgrad_jax.runs.closures import (
     is_differentiated,
     opened,
     primals,
@@ -33,16 +33,16 @@ from hgrad_jax.closures import (
     require_given_batches,
     separate,
 )
-from hgrad_jax.guard import differentiated_once
-from hgrad_jax.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
-from hgrad_jax.traced_once import TracedOnce
-from hgrad_jax.trajectory import (
+from hgrad_jax.runs.traced_once import TracedOnce
+from hgrad_jax.runs.trajectory import (
     Extended,
     Inputs,
     Trajectory,
     all_finite,
     first_state,
 )
+from hgrad_jax.solvers.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
+from hgrad_jax.tools.guard import differentiated_once
 from hgrad_jax.types import (
     Array,
     BackwardInfo,

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.linear_solvers import norm
-from hgrad_jax.trajectory import Inputs, Trajectory, batch_and_key, hparams_of
-from hgrad_jax.trees import is_like, shown
+from hgrad_jax.runs.trajectory import Inputs, Trajectory, batch_and_key, hparams_of
+from hgrad_jax.solvers.linear_solvers import norm
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Array, Batch, Data, Hparams, Params, State
 
 

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.adjoints.base import Adjoint, Pullback, Run, Work
-from hgrad_jax.arguments import take_fields
-from hgrad_jax.closures import entered, instantiated, opened, rejoined
-from hgrad_jax.exact import bit_store, engine
+from hgrad_jax.bits import bit_store
+from hgrad_jax.bits.decay import SMALLEST_DECAY
+from hgrad_jax.exact import engine
 from hgrad_jax.exact.backward import run_backward
-from hgrad_jax.exact.decay import SMALLEST_DECAY
 from hgrad_jax.exact.forward import run_forward
-from hgrad_jax.functions import is_number
-from hgrad_jax.guard import differentiated_once
-from hgrad_jax.trajectory import Inputs, Trajectory, first_state, hparams_of, steps
-from hgrad_jax.trees import Layout, layout
+from hgrad_jax.inputs.arguments import take_fields
+from hgrad_jax.inputs.functions import is_number
+from hgrad_jax.runs.adjoint import Adjoint, Pullback, Run, Work
+from hgrad_jax.runs.closures import entered, instantiated, opened, rejoined
+from hgrad_jax.runs.trajectory import Inputs, Trajectory, first_state, hparams_of, steps
+from hgrad_jax.tools.guard import differentiated_once
+from hgrad_jax.tools.trees import Layout, layout
 from hgrad_jax.types import Params, State, Transition
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.base import Adjoint, Run, Work
-from hgrad_jax.trajectory import (
+from hgrad_jax.runs.adjoint import Adjoint, Run, Work
+from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,
     first_state,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from hgrad_jax.functions import as_int, is_number
+from hgrad_jax.inputs.functions import as_int, is_number
 
 T = TypeVar("T")
 

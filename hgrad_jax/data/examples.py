@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
-from hgrad_jax.functions import positive_int, require_arrays
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import positive_int, require_arrays
 
 
 def validate_examples(data: Any, num_classes: int, name: str = "data") -> Any:

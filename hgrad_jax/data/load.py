@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 
-from hgrad_jax.arguments import taken
 from hgrad_jax.data.cifar10 import load_cifar10, load_cifar10_subset
 from hgrad_jax.data.dataset import Dataset, Splits, split
 from hgrad_jax.data.embedded import load_digits, load_penguins
 from hgrad_jax.data.mnist import load_mnist
 from hgrad_jax.data.usps import Usps, load_usps
+from hgrad_jax.inputs.arguments import taken
 
 
 def load(

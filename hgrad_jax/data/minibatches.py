@@ -22,7 +22,7 @@ from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.permutation import permuted
-from hgrad_jax.functions import as_int, positive_int
+from hgrad_jax.inputs.functions import as_int, positive_int
 
 BatchFn = Callable[[Any, Array, Array | None], Any]
 

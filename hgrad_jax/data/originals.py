@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from hgrad_jax.arguments import taken
+from hgrad_jax.inputs.arguments import taken
 
 DATA_DIR_VARIABLE = "HGRAD_JAX_DATA_DIR"
 PROBE_SECONDS = 5.0

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.check import HypergradientError, check
-from hgrad_jax.diagnostics.text_table import aligned, name_of
-from hgrad_jax.functions import INT32_END, as_int
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.inputs.functions import INT32_END, as_int
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.show.text_table import aligned, name_of
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
 

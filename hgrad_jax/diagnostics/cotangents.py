@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax import validate
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.check import check
-from hgrad_jax.diagnostics.figures import new_axes, positive
-from hgrad_jax.functions import require_function
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.inputs.functions import require_function
+from hgrad_jax.runs import validate
+from hgrad_jax.show.figures import new_axes, positive
 from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
 
 HPARAMS = "hparams"

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.diagnostics.figures import new_axes
 from hgrad_jax.diagnostics.path import norm
-from hgrad_jax.trees import require_like
+from hgrad_jax.runs.validate import floating, schedules
+from hgrad_jax.show.figures import new_axes
+from hgrad_jax.tools.trees import require_like
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
-from hgrad_jax.validate import floating, schedules
 
 
 class Distances(NamedTuple):

@@ -17,17 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax import validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.arguments import positive
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.gradient_entries import compared
 from hgrad_jax.diagnostics.gradient_report import GradientReport
 from hgrad_jax.diagnostics.rounding import rounding_errors
-from hgrad_jax.functions import require_function, traced
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
-from hgrad_jax.trees import is_like, shown
+from hgrad_jax.inputs.arguments import positive
+from hgrad_jax.inputs.functions import require_function, traced
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from hgrad_jax.check import HypergradientError
 from hgrad_jax.diagnostics.rounding import Rounding
-from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.show.text_table import aligned
 
 
 class Entry(NamedTuple):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.polyline import remember
-from hgrad_jax.trajectory import Inputs, Trajectory, first_state, inputs
-from hgrad_jax.trees import layout, ravel
+from hgrad_jax.adjoints.polyline import remember
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.trajectory import Inputs, Trajectory, first_state, inputs
+from hgrad_jax.tools.trees import layout, ravel
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, State, Transition
 
 

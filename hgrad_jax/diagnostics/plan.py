@@ -14,16 +14,16 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.adjoints.base import Adjoint, Work
 from hgrad_jax.adjoints.checkpointed import Checkpointed
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.forward_mode import ForwardMode
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.adjoints.waypoints import Waypoints
-from hgrad_jax.arguments import taken
 from hgrad_jax.diagnostics.plan_measure import Problem, estimated_seconds, temp_bytes
-from hgrad_jax.diagnostics.text_table import aligned, in_bytes, name_of
 from hgrad_jax.hypergradient import Objective
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.runs.adjoint import Adjoint, Work
+from hgrad_jax.show.text_table import aligned, in_bytes, name_of
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
 ADJOINTS = (Direct(), Checkpointed(), Checkpointed(branching=2), Reversible())

@@ -2,7 +2,7 @@
 
 Training is a scan, so that a program compiles in seconds for all T steps: bytes need not be
 extrapolated. Seconds are, in proportion to the work that the adjoint says it does
-(`hgrad_jax.adjoints.base.Work`). The memory's own cost (pages to touch, caches to miss) is not in
+(`hgrad_jax.runs.adjoint.Work`). The memory's own cost (pages to touch, caches to miss) is not in
 them.
 """
 
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hgrad_jax import validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
-from hgrad_jax.trajectory import Trajectory, inputs
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.runs.trajectory import Trajectory, inputs
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
 SHORT_RUNS = (8, 24)

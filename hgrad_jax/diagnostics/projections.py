@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hgrad_jax.arguments import taken
-from hgrad_jax.diagnostics.figures import new_axes
 from hgrad_jax.diagnostics.path import path_of, require_count
-from hgrad_jax.trees import layout
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.show.figures import new_axes
+from hgrad_jax.tools.trees import layout
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
 

@@ -14,14 +14,14 @@ import numpy as np
 from hgrad_jax.adjoints.along_polyline import undoing_budget
 from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.check import check
-from hgrad_jax.diagnostics.figures import new_axes, positive
 from hgrad_jax.diagnostics.path import Path, norm, path_of
-from hgrad_jax.elementary.kick_drift import PARAMS, undo
-from hgrad_jax.functions import is_number
-from hgrad_jax.trajectory import batch_and_key, hparams_of, steps
+from hgrad_jax.inputs.functions import is_number
+from hgrad_jax.rules.kick_drift import PARAMS, undo
+from hgrad_jax.runs.trajectory import batch_and_key, hparams_of, steps
+from hgrad_jax.runs.validate import adjoint_serves, floating
+from hgrad_jax.show.figures import new_axes, positive
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, State, Transition
 from hgrad_jax.unroll import vjp
-from hgrad_jax.validate import adjoint_serves, floating
 
 
 class ReversalErrors(NamedTuple):

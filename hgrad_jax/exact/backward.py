@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.data_parallel import worst_part
-from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
 from hgrad_jax.exact import engine, products
 from hgrad_jax.exact.engine import Exact
 from hgrad_jax.exact.forward import (
@@ -17,8 +15,10 @@ from hgrad_jax.exact.forward import (
     poison,
     step_inputs,
 )
-from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
-from hgrad_jax.trees import Layout, layout, ravel, unravel, write_into
+from hgrad_jax.many.data_parallel import worst_part
+from hgrad_jax.rules.kick_drift import PARAMS, KickDriftState
+from hgrad_jax.runs.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
+from hgrad_jax.tools.trees import Layout, layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, BackwardInfo
 
 

@@ -1,6 +1,6 @@
 """One step of a kick-and-drift rule in exact integers, forward and backward, with its adjoint.
 
-The rule's stages (kick, couple, drift, trail; see `hgrad_jax.elementary.kick_drift`) all have one
+The rule's stages (kick, couple, drift, trail; see `hgrad_jax.rules.kick_drift`) all have one
 shape: *some variables are multiplied by a decay and take an increment that depends on other
 variables*. So there is one function to do a stage, one to undo it and one for its adjoint, and the
 step is their sequence.
@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.elementary.kick_drift import PARAMS, KickDrift, KickDriftState
-from hgrad_jax.exact import decay, fixed_point
-from hgrad_jax.exact.bit_store import BitStore, Spill
-from hgrad_jax.exact.bitwise import isolate
-from hgrad_jax.exact.kinds import Integer, Kind
-from hgrad_jax.trees import Layout, ravel, ravel_spread
+from hgrad_jax.bits import decay, fixed_point
+from hgrad_jax.bits.bit_store import BitStore, Spill
+from hgrad_jax.bits.bitwise import isolate
+from hgrad_jax.bits.kinds import Integer, Kind
+from hgrad_jax.rules.kick_drift import PARAMS, KickDrift, KickDriftState
+from hgrad_jax.tools.trees import Layout, ravel, ravel_spread
 from hgrad_jax.types import Array, Hparams, Params
 
 

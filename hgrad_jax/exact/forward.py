@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.elementary.kick_drift import PARAMS, KickDriftState
-from hgrad_jax.exact import bit_store, decay, engine, products
-from hgrad_jax.exact.bit_store import Spill
+from hgrad_jax.bits import bit_store, decay
+from hgrad_jax.bits.bit_store import Spill
+from hgrad_jax.exact import engine, products
 from hgrad_jax.exact.engine import Exact
-from hgrad_jax.trajectory import (
+from hgrad_jax.rules.kick_drift import PARAMS, KickDriftState
+from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,
     all_finite,
@@ -19,7 +20,7 @@ from hgrad_jax.trajectory import (
     recorded,
     steps,
 )
-from hgrad_jax.trees import Layout, layout, unravel
+from hgrad_jax.tools.trees import Layout, layout, unravel
 from hgrad_jax.types import Array, RunInfo
 
 

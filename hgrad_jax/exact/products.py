@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.elementary.kick_drift import KickDrift
-from hgrad_jax.exact.bitwise import isolate
+from hgrad_jax.bits.bitwise import isolate
 from hgrad_jax.exact.engine import gradient_pullback, ignores_first
-from hgrad_jax.foreign_rules import has_foreign_rule
-from hgrad_jax.trees import Layout, ravel, unravel, write_into
+from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.rules.kick_drift import KickDrift
+from hgrad_jax.tools.foreign_rules import has_foreign_rule
+from hgrad_jax.tools.trees import Layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
 BatchAndKey = Callable[[Hparams, Any, Array], tuple[Batch, Array | None]]

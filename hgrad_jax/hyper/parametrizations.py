@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.dtypes import common
-from hgrad_jax.functions import is_real
+from hgrad_jax.inputs.functions import is_real
+from hgrad_jax.tools.dtypes import common
 from hgrad_jax.types import Array
 
 

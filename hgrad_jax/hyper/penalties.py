@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.dtypes import common
-from hgrad_jax.functions import is_array
-from hgrad_jax.trees import spread
+from hgrad_jax.inputs.functions import is_array
+from hgrad_jax.runs.validate import floating
+from hgrad_jax.tools.dtypes import common
+from hgrad_jax.tools.trees import spread
 from hgrad_jax.types import Array, Params
-from hgrad_jax.validate import floating
 
 
 def l2(params: Params, coefficients: Any) -> Array:

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.arguments import numbers, taken
-from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.elementary.source import Source, field, read
-from hgrad_jax.functions import require_function
 from hgrad_jax.hyper.penalties import l2
-from hgrad_jax.trees import multiply, spread
+from hgrad_jax.inputs.arguments import numbers, taken
+from hgrad_jax.inputs.functions import require_function
+from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.rules.source import Source, field, read
+from hgrad_jax.runs.validate import floating
+from hgrad_jax.tools.trees import multiply, spread
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
-from hgrad_jax.validate import floating
 
 
 def rescaled(

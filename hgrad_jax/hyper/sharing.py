@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.arguments import taken
-from hgrad_jax.dtypes import common
-from hgrad_jax.functions import is_array, is_real, require_function
-from hgrad_jax.trees import is_like, shown
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import is_array, is_real, require_function
+from hgrad_jax.tools.dtypes import common
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Array, Params
 
 ShapeMap = Callable[[tuple[int, ...]], tuple[int, ...]]

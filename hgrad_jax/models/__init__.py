@@ -1,8 +1,5 @@
 """Flax classifiers and their losses."""
 
-from hgrad_jax.models.activity_gradient import (
-    activity_forward_gradient as activity_forward_gradient,
-)
 from hgrad_jax.models.batch_norm import BatchNorm as BatchNorm
 from hgrad_jax.models.batch_norm import batch_statistics as batch_statistics
 from hgrad_jax.models.classification import classification_loss as classification_loss
@@ -10,7 +7,6 @@ from hgrad_jax.models.classification import classification_metrics as classifica
 from hgrad_jax.models.classifiers import CNN as CNN
 from hgrad_jax.models.classifiers import MLP as MLP
 from hgrad_jax.models.classifiers import SoftmaxRegression as SoftmaxRegression
-from hgrad_jax.models.example_losses import example_losses as example_losses
 from hgrad_jax.models.initializers import cosine as cosine
 from hgrad_jax.models.initializers import glorot_normal as glorot_normal
 from hgrad_jax.models.initializers import glorot_uniform as glorot_uniform

@@ -13,11 +13,11 @@ from flax import linen as nn
 from flax.errors import FlaxError
 from jax import Array
 
-from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
-from hgrad_jax.functions import as_int
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import as_int
 from hgrad_jax.models.settings import require_model
-from hgrad_jax.validate import floating
+from hgrad_jax.runs.validate import floating
 
 
 class BatchNorm(nn.Module):

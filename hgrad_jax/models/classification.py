@@ -10,7 +10,7 @@ from flax.errors import InvalidRngError
 from jax import Array
 
 from hgrad_jax.data.dataset import num_examples
-from hgrad_jax.functions import positive_int
+from hgrad_jax.inputs.functions import positive_int
 from hgrad_jax.models.batch_norm import batch_statistics
 from hgrad_jax.models.losses import cross_entropy, fraction, is_misclassified
 from hgrad_jax.models.settings import pair, require_model

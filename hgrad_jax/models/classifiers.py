@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from flax import linen as nn
 from jax import Array
 
-from hgrad_jax.arguments import taken
+from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.models.batch_norm import BatchNorm
 from hgrad_jax.models.initializers import Initializer, lecun_normal, zeros
 from hgrad_jax.models.settings import (

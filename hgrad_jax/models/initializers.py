@@ -22,7 +22,7 @@ from flax.linen.initializers import normal as scaled_normal
 from flax.linen.initializers import zeros as zeros
 from jax import Array
 
-from hgrad_jax.arguments import real, taken
+from hgrad_jax.inputs.arguments import real, taken
 
 Initializer = Callable[..., Array]
 """`init(key, shape, dtype) -> array`."""

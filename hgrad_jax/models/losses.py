@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hgrad_jax.arguments import taken
+from hgrad_jax.inputs.arguments import taken
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from hgrad_jax.functions import (
+from hgrad_jax.inputs.functions import (
     INT32_END,
     as_int,
     is_number,

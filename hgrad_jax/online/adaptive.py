@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.arguments import taken
-from hgrad_jax.functions import positive_int
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import positive_int
 from hgrad_jax.online.batches import Period, folded, split
 from hgrad_jax.online.learned import (
     WHY_NOT,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.functions import positive_int, require_function
+from hgrad_jax.inputs.functions import positive_int, require_function
 from hgrad_jax.types import Array, Batch, BatchFn, Data
 
 VALID_ROLE = 1

@@ -19,14 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.arguments import taken
-from hgrad_jax.elementary.arithmetic import elementwise, root
-from hgrad_jax.elementary.gradients import GradientProvider, backpropagation, gradient_from
-from hgrad_jax.elementary.kick_drift import KickDriftState
-from hgrad_jax.elementary.optax_bridge import OptaxState
-from hgrad_jax.elementary.sgd import sgd
-from hgrad_jax.elementary.source import Source, field, read
-from hgrad_jax.functions import require_function, returning_arrays
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import require_function, returning_arrays
 from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,
@@ -37,7 +31,13 @@ from hgrad_jax.online.learned import (
     learner,
     validation,
 )
-from hgrad_jax.trees import spread
+from hgrad_jax.rules.arithmetic import elementwise, root
+from hgrad_jax.rules.gradients import GradientProvider, backpropagation, gradient_from
+from hgrad_jax.rules.kick_drift import KickDriftState
+from hgrad_jax.rules.optax_bridge import OptaxState
+from hgrad_jax.rules.sgd import sgd
+from hgrad_jax.rules.source import Source, field, read
+from hgrad_jax.tools.trees import spread
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
 Change = Callable[[Array, Array, Array, Array], Array]

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.elementary.source import Source, read
-from hgrad_jax.functions import is_array, is_concrete, require_function
-from hgrad_jax.trees import spread
+from hgrad_jax.inputs.functions import is_array, is_concrete, require_function
+from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.rules.source import Source, read
+from hgrad_jax.tools.trees import spread
 from hgrad_jax.types import Array, Hparams, Loss, State, Transition
 
 Learned = dict[str, Any]

@@ -16,11 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from hgrad_jax.arguments import taken
-from hgrad_jax.dtypes import wide
-from hgrad_jax.elementary.source import Source, read
-from hgrad_jax.functions import is_number, positive_int
-from hgrad_jax.guard import is_float
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import is_number, positive_int
 from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,
@@ -32,6 +29,9 @@ from hgrad_jax.online.learned import (
     require_rule,
     validation,
 )
+from hgrad_jax.rules.source import Source, read
+from hgrad_jax.tools.dtypes import wide
+from hgrad_jax.tools.guard import is_float
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from hgrad_jax.elementary.arithmetic import elementwise
-from hgrad_jax.elementary.source import Source, read
 from hgrad_jax.online.learned import MakeTx
+from hgrad_jax.rules.arithmetic import elementwise
+from hgrad_jax.rules.source import Source, read
 from hgrad_jax.types import Hparams
 
 

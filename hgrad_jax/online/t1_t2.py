@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.functions import positive_int
+from hgrad_jax.inputs.functions import positive_int
 from hgrad_jax.online.batches import VALID_ROLE, folded, split_step
 from hgrad_jax.online.learned import (
     WHY_NOT,

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax import processes
-from hgrad_jax.digest import digest, plain
-from hgrad_jax.files import write_whole
-from hgrad_jax.functions import positive_int
+from hgrad_jax.inputs.functions import positive_int
+from hgrad_jax.many import processes
+from hgrad_jax.tools.digest import digest, plain
+from hgrad_jax.tools.files import write_whole
 from hgrad_jax.training.folder import CheckpointError, last_checkpoint, locked, told, unusable
 from hgrad_jax.types import Params, State
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.adjoints.direct import run_from
-from hgrad_jax.arguments import shown
-from hgrad_jax.elementary.gradients import scalar
-from hgrad_jax.functions import is_array, traced
-from hgrad_jax.trajectory import Inputs, Trajectory, all_finite, first_state
+from hgrad_jax.inputs.arguments import shown
+from hgrad_jax.inputs.functions import is_array, traced
+from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.runs.trajectory import Inputs, Trajectory, all_finite, first_state
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
 EpochHparams = Callable[[Hparams, Array], Hparams]

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from hgrad_jax import validate
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.arguments import taken
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
-from hgrad_jax.digest import digest
-from hgrad_jax.functions import positive_int, require_function
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import positive_int, require_function
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.trajectory import Trajectory, inputs
+from hgrad_jax.tools.digest import digest
 from hgrad_jax.training import stopping
 from hgrad_jax.training.checkpoints import Checkpoints, Store
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
@@ -29,7 +30,6 @@ from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.run import Fit, Run
 from hgrad_jax.training.stopping import EarlyStopping, Target
-from hgrad_jax.trajectory import Trajectory, inputs
 from hgrad_jax.types import BatchFn, Data, Hparams, Loss, Params, Transition
 
 Metrics = Callable[..., Mapping[str, Any]]

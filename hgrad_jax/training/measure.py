@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hgrad_jax.functions import require_function, require_hashable, traced
+from hgrad_jax.inputs.functions import require_function, require_hashable, traced
 from hgrad_jax.types import Data, Params
 
 

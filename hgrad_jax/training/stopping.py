@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hgrad_jax.functions import is_more_better, is_number, positive_int
+from hgrad_jax.inputs.functions import is_more_better, is_number, positive_int
 from hgrad_jax.types import Params
 
 

@@ -1,8 +1,8 @@
 """`sweep`: settings x seeds as one compiled program, side by side.
 
 Every run is the same pure function; `jax.vmap` puts runs beside each other on a device, and the
-devices share them (`hgrad_jax.devices`). Small networks gain from it: one matrix product in place
-of a hundred. Large ones keep a core busy by themselves, and gain from a device for each core:
+devices share them (`hgrad_jax.many.devices`). Small networks gain from it: one matrix product in
+place of a hundred. Large ones keep a core busy by themselves, and gain from a device for each core:
 `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before JAX computes anything. In a
 processor's cache few runs may be faster than many: try a smaller `memory`.
 """
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hgrad_jax.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
-from hgrad_jax.functions import (
+from hgrad_jax.inputs.functions import (
     is_number,
     require_arrays,
     require_function,
     require_hashable,
     traced,
 )
+from hgrad_jax.many.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
 from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep

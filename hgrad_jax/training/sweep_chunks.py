@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hgrad_jax.diagnostics.text_table import in_bytes
+from hgrad_jax.show.text_table import in_bytes
 
 
 def chunk_size(

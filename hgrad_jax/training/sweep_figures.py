@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hgrad_jax.diagnostics.figures import new_axes
+from hgrad_jax.show.figures import new_axes
 from hgrad_jax.training.sweep_table import Summary, ranked, written
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.functions import is_more_better
+from hgrad_jax.inputs.functions import is_more_better
 from hgrad_jax.training import sweep_figures, sweep_table
 from hgrad_jax.training.sweep_table import Summary, by_name, ranked, summary_of
 

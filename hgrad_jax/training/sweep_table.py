@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hgrad_jax.diagnostics.text_table import aligned
-from hgrad_jax.functions import is_more_better
+from hgrad_jax.inputs.functions import is_more_better
+from hgrad_jax.show.text_table import aligned
 
 
 class Summary(NamedTuple):

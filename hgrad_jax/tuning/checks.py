@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax import validate
-from hgrad_jax.arguments import taken
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.data.overlap import require_disjoint
-from hgrad_jax.functions import require_function
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import require_function
+from hgrad_jax.runs import validate
 from hgrad_jax.training import stopping
 from hgrad_jax.training.stopping import EarlyStopping
 from hgrad_jax.tuning.meta_step import expanded, require_optimizer

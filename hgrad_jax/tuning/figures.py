@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hgrad_jax.diagnostics.figures import new_axes, positive
+from hgrad_jax.show.figures import new_axes, positive
 
 MOST_PANELS, MOST_LINES = 24, 10
 

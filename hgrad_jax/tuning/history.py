@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hgrad_jax.diagnostics.text_table import aligned
+from hgrad_jax.show.text_table import aligned
 from hgrad_jax.tuning import figures
 
 SUMMARIES = ("mean", "std", "min", "max", "norm")

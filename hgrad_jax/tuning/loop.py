@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from hgrad_jax import devices, processes
 from hgrad_jax.check import HypergradientError, check
-from hgrad_jax.files import write_figures
-from hgrad_jax.functions import is_more_better
+from hgrad_jax.inputs.functions import is_more_better
+from hgrad_jax.many import devices, processes
+from hgrad_jax.show.progress import progress_bar
+from hgrad_jax.tools.files import write_figures
 from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
 from hgrad_jax.training.interruption import a_step
 from hgrad_jax.training.measure import Measure
-from hgrad_jax.training.progress import progress_bar
 from hgrad_jax.training.stopping import EarlyStopping
 from hgrad_jax.tuning.checks import VALUE
 from hgrad_jax.tuning.history import Rows

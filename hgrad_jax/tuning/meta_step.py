@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hgrad_jax import validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.devices import mesh_of, replicated, spread
-from hgrad_jax.functions import positive_int, require_arrays, require_function, traced
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
-from hgrad_jax.trajectory import all_finite
+from hgrad_jax.inputs.functions import positive_int, require_arrays, require_function, traced
+from hgrad_jax.many.devices import mesh_of, replicated, spread
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.runs.trajectory import all_finite
 from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
 
 RunHparams = Callable[[Hparams, int], Hparams]

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from hgrad_jax import validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.arguments import taken
-from hgrad_jax.functions import positive_int
+from hgrad_jax.check import checkable, refuse
 from hgrad_jax.hypergradient import Objective
-from hgrad_jax.trajectory import all_finite
-from hgrad_jax.trees import strong
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import positive_int
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.runs.trajectory import all_finite
+from hgrad_jax.tools.trees import strong
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.meta_step import RunHparams, meta_step, require_optimizer
 from hgrad_jax.tuning.seeds import RUNS_ROLE, SPLIT_ROLE, meta_step_key
@@ -28,6 +30,15 @@ from hgrad_jax.tuning.splits import resplit
 from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
 
 
+def _require_finite(steps: Any) -> None:
+    refuse(
+        not all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(steps.hparams)),
+        "the optimizer made hyperparameters infinite or NaN although all hypergradients are finite",
+        "lower its learning rate",
+    )
+
+
+@checkable(also=_require_finite)
 class MetaSteps(NamedTuple):
     """A tuning of K meta-steps, each of R runs.
 

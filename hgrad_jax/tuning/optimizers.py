@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from hgrad_jax.arguments import narrow
-from hgrad_jax.functions import is_number, require_arrays, require_function, returning_arrays
-from hgrad_jax.trees import is_like, shown
+from hgrad_jax.inputs.arguments import narrow
+from hgrad_jax.inputs.functions import is_number, require_arrays, require_function, returning_arrays
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Hparams
 
 

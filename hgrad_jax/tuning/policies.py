@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from hgrad_jax.functions import positive_int
+from hgrad_jax.inputs.functions import positive_int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.runs.trajectory import all_finite
 from hgrad_jax.training.sweep_table import by_name
-from hgrad_jax.trajectory import all_finite
 from hgrad_jax.tuning.meta_step import MetaStep
 from hgrad_jax.types import Array, BackwardInfo, Hparams, Params
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from hgrad_jax import processes
-from hgrad_jax.arguments import take_fields
-from hgrad_jax.files import write_whole
-from hgrad_jax.functions import positive_int
+from hgrad_jax.inputs.arguments import take_fields
+from hgrad_jax.inputs.functions import positive_int
+from hgrad_jax.many import processes
+from hgrad_jax.tools.files import write_whole
 from hgrad_jax.training.checkpoints import Checkpoints, require_path
 from hgrad_jax.training.folder import CheckpointError, told
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.data.dataset import num_examples
-from hgrad_jax.trees import is_like, shown
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Array, Data
 
 

@@ -15,20 +15,21 @@ import optax
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from hgrad_jax import devices as on
-from hgrad_jax import processes, validate
-from hgrad_jax.adjoints.base import Adjoint
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.arguments import taken
-from hgrad_jax.digest import digest
-from hgrad_jax.functions import positive_int, require_arrays
 from hgrad_jax.hypergradient import Objective
+from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import positive_int, require_arrays
+from hgrad_jax.many import devices as on
+from hgrad_jax.many import processes
+from hgrad_jax.runs import validate
+from hgrad_jax.runs.adjoint import Adjoint
+from hgrad_jax.tools.digest import digest
+from hgrad_jax.tools.trees import strong
 from hgrad_jax.training.checkpoints import Store
 from hgrad_jax.training.folder import last_checkpoint
 from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.stopping import EarlyStopping
-from hgrad_jax.trees import strong
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.loop import Loop, Tuned
 from hgrad_jax.tuning.meta_step import RunHparams, meta_step

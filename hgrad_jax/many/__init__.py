@@ -1,0 +1,1 @@
+"""Many at once: devices, processes, batches in parallel, moments of a sweep."""

@@ -1,0 +1,1 @@
+"""What every room above uses: trees of arrays, traces, loops, files."""
