@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import hgrad_jax as hg
-from hgrad_jax.adjoints.implicit import Implicit
-from hgrad_jax.solvers.linear_solvers import ConjugateGradient
+from hgrad_jax.adjoints.implicit.implicit import Implicit
+from hgrad_jax.solvers.conjugate_gradient import ConjugateGradient
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(24, 4))

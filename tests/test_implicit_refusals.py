@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import hgrad_jax as hg
-from hgrad_jax.adjoints.conditions import FixedPoint, Root, Stationary
-from hgrad_jax.adjoints.implicit import Implicit
-from hgrad_jax.solvers.linear_solvers import GMRES, ConjugateGradient, Neumann
+from hgrad_jax.adjoints.implicit.conditions import FixedPoint, Root, Stationary
+from hgrad_jax.adjoints.implicit.implicit import Implicit
+from hgrad_jax.solvers.conjugate_gradient import ConjugateGradient
+from hgrad_jax.solvers.gmres import GMRES
+from hgrad_jax.solvers.neumann import Neumann
 from tests.ridge import (
     DATA,
     DEFAULT,

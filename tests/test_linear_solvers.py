@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from hgrad_jax.solvers.linear_solvers import GMRES, ConjugateGradient, Neumann, norm
+from hgrad_jax.solvers.conjugate_gradient import ConjugateGradient
+from hgrad_jax.solvers.gmres import GMRES
+from hgrad_jax.solvers.neumann import Neumann
+from hgrad_jax.solvers.vectors import norm
 
 TIGHT = 1e-10
 

@@ -18,7 +18,7 @@ from hgrad_jax.inputs.arguments import narrow
 from hgrad_jax.inputs.functions import is_number
 from hgrad_jax.runs.adjoint import Work
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, float_step, steps
-from hgrad_jax.solvers.linear_solvers import norm
+from hgrad_jax.solvers.vectors import norm
 from hgrad_jax.types import Array, Params, State, Transition
 
 

@@ -17,7 +17,7 @@ from hgrad_jax.adjoints.polyline import Clip
 from hgrad_jax.inputs.functions import as_int
 from hgrad_jax.runs.adjoint import Work
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, float_step, steps
-from hgrad_jax.solvers.linear_solvers import norm
+from hgrad_jax.solvers.vectors import norm
 from hgrad_jax.types import Array, Params, State, Transition
 
 

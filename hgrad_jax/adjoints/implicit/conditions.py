@@ -2,7 +2,7 @@
 
 A condition is a function c(params, hparams, batch, key) that is zero where training comes to rest,
 and its products with a direction u: (dc/dparams)^T u and (dc/dhparams)^T u. Solving with them is
-`hgrad_jax.solvers.linear_solvers`', and the hypergradient `hgrad_jax.adjoints.implicit`'s.
+`hgrad_jax.solvers`', and the hypergradient `hgrad_jax.adjoints.implicit.implicit`'s.
 """
 
 import dataclasses

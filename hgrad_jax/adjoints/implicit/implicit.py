@@ -12,17 +12,19 @@ loss, (dc/dw)^T u is a Hessian-vector product and (dc/dlambda)^T u a mixed one.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters.partial_eval import dce_jaxpr
 
-from hgrad_jax.adjoints.conditions import Condition, Stationary
 from hgrad_jax.adjoints.direct import Direct
-from hgrad_jax.adjoints.rest import Rest, last_batch, mean, require_like_data, rest_of
+from hgrad_jax.adjoints.implicit.absence import refuse_absent
+from hgrad_jax.adjoints.implicit.conditions import Condition, Stationary
+from hgrad_jax.adjoints.implicit.reading import SymbolicZero, leaves, params_bar, read_at
+from hgrad_jax.adjoints.implicit.rest import require_like_data, rest_of
+from hgrad_jax.adjoints.implicit.solution import ImplicitInfo, bars_of, info_of, solved
 from hgrad_jax.inputs.arguments import take_fields
 from hgrad_jax.runs.adjoint import Adjoint, Pullback, Run, Work
 from hgrad_jax.runs.closures import (
@@ -35,13 +37,13 @@ from hgrad_jax.runs.closures import (
 )
 from hgrad_jax.runs.traced_once import TracedOnce
 from hgrad_jax.runs.trajectory import (
-    Extended,
     Inputs,
     Trajectory,
     all_finite,
     first_state,
 )
-from hgrad_jax.solvers.linear_solvers import ConjugateGradient, LinearSolver, SolveInfo, norm
+from hgrad_jax.solvers.conjugate_gradient import ConjugateGradient
+from hgrad_jax.solvers.system import LinearSolver
 from hgrad_jax.tools.guard import differentiated_once
 from hgrad_jax.types import (
     Array,
@@ -50,35 +52,6 @@ from hgrad_jax.types import (
     State,
     Transition,
 )
-
-SymbolicZero = jax.custom_derivatives.SymbolicZero
-
-
-class ImplicitInfo(NamedTuple):
-    """How far an implicit hypergradient can be believed. `hg.check` reads it.
-
-    Attributes:
-      stationarity: float32 scalar, about how far the parameters are from the point where the
-        condition holds, relative to their size; see `Implicit`.
-      is_stationary: bool scalar, that is within the tolerance.
-      residual: float32 scalar, |b - A u| / |b| of the linear system; NaN where b is not finite.
-      is_converged: bool scalar, that is within the solver's tolerance.
-      is_indefinite: bool scalar, the condition is symmetric and the solver met a direction in which
-        its matrix, damping included, has zero or negative curvature.
-      num_steps: int32 scalar, steps of the solver.
-      curvature: float32 scalar, the least curvature that the solver met, without damping.
-      is_trace_dropped: bool scalar, the pullback of `hg.vjp` was given a cotangent of the trace
-        that is not zero.
-    """
-
-    stationarity: Array
-    is_stationary: Array
-    residual: Array
-    is_converged: Array
-    is_indefinite: Array
-    num_steps: Array
-    curvature: Array
-    is_trace_dropped: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +187,9 @@ class Implicit(Adjoint):
 
         def condition_at_the_start(params, inputs):
             state = first_state(trajectory, params, inputs)
-            _read_at(trajectory.transition, state)
-            rest = rest_of(trajectory, state, params, inputs)
-            batch, key = last_batch(self.batches, trajectory, rest)
+            read_at(trajectory.transition, state)
+            rest = rest_of(trajectory, state, params, inputs, self.batches)
+            batch, key = rest.last_batch()
             condition = self._condition(trajectory, inputs)
             return condition.residual(rest.params, rest.hparams, batch, key)
 
@@ -239,7 +212,14 @@ class Implicit(Adjoint):
             inputs = separate(inputs, moved)
             run = opened(trajectory, inputs)
             require_given_batches(trajectory, inputs)
-            self._refuse_absent(run, params, inputs, is_asked + [True] * sum(moved))
+            refuse_absent(
+                self._condition(run, inputs),
+                self.batches,
+                run,
+                params,
+                inputs,
+                is_asked + [True] * sum(moved),
+            )
             params, inputs = _differentiated_once((params, inputs))
             end, info, trace = Direct().run(run, params, inputs)
             return (end, info, trace), (end, params, inputs)
@@ -248,13 +228,13 @@ class Implicit(Adjoint):
             end, params, inputs = residuals
             run = opened(trajectory, inputs)
             state_bar, _, trace_bar = bars
-            params_bar = _params_bar(run.transition, end, state_bar)
-            if not all(isinstance(bar, SymbolicZero) for bar in _leaves(trace_bar)):
+            bar = params_bar(run.transition, end, state_bar)
+            if not all(isinstance(bar, SymbolicZero) for bar in leaves(trace_bar)):
                 raise ValueError(
                     "the trace of record is differentiated, but Implicit() differentiates "
                     "Unrolled.params only; use Direct() or Checkpointed()."
                 )
-            (start_bar, inputs_bar), _ = self._pull(run, end, params, inputs, params_bar)
+            (start_bar, inputs_bar), _ = self._pull(run, end, params, inputs, bar)
             return start_bar, rejoined(inputs_bar, inputs)
 
         # The custom rule goes around the whole trajectory, so that it keeps nothing of a step.
@@ -272,17 +252,20 @@ class Implicit(Adjoint):
 
     def vjp(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> tuple[Run, Pullback]:
         """Returns what `run` returns, and its pullback, whose info says how it was solved."""
-        self._refuse_absent(trajectory, params, inputs, [True] * len(inputs.constants))
+        condition = self._condition(trajectory, inputs)
+        refuse_absent(
+            condition, self.batches, trajectory, params, inputs, [True] * len(inputs.constants)
+        )
         params, inputs = _differentiated_once((params, inputs))
         end, info, trace = self.run(trajectory, params, inputs)
         run = opened(trajectory, inputs)
 
         def pullback(state_bar, trace_bar):
-            params_bar = _params_bar(run.transition, end, state_bar, is_read_only=True)
+            bar = params_bar(run.transition, end, state_bar, is_read_only=True)
             is_dropped = jnp.zeros((), bool)
             for leaf in jax.tree.leaves(trace_bar):
                 is_dropped |= jnp.any(leaf != 0)
-            bars, solve = self._pull(run, end, params, inputs, params_bar, is_dropped)
+            bars, solve = self._pull(run, end, params, inputs, bar, is_dropped)
             return *bars, BackwardInfo(info, None, all_finite(bars), solve=solve)
 
         return (end, info, trace), pullback
@@ -293,83 +276,19 @@ class Implicit(Adjoint):
         end: State,
         params: Params,
         inputs: Inputs,
-        params_bar: Params,
+        bar: Params,
         is_trace_dropped: Array | None = None,
     ) -> tuple[tuple[Params, Inputs], ImplicitInfo]:
         """Returns the cotangents of the initial parameters and of the inputs, and the info."""
-        params_bar = _differentiated_once(params_bar)
-        rest = rest_of(trajectory, end, params, inputs)
+        bar = _differentiated_once(bar)
+        rest = rest_of(trajectory, end, params, inputs, self.batches)
         condition = self._condition(trajectory, inputs)
-        direction, solve = self.solver.solve(self._product(trajectory, condition, rest), params_bar)
-        residual = mean(
-            self.batches,
-            trajectory,
-            rest,
-            lambda batch, key: condition.residual(rest.params, rest.hparams, batch, key),
-        )
-        hparams_bar = mean(
-            self.batches,
-            trajectory,
-            rest,
-            lambda batch, key: condition.hparams_product(
-                rest.params, rest.hparams, batch, key, direction
-            ),
-        )
+        direction, solve = solved(condition, self.solver, rest, bar)
         is_dropped = jnp.zeros((), bool) if is_trace_dropped is None else is_trace_dropped
-        info = self._info(condition, solve, rest, direction, params_bar, residual, is_dropped)
+        tolerance = self.stationarity_tolerance
+        info = info_of(condition, solve, rest, direction, bar, tolerance, is_dropped)
         is_good = info.is_stationary & info.is_converged & ~info.is_indefinite & ~is_dropped
-
-        def kept(x):
-            return jnp.where(is_good, x, jnp.nan)
-
-        bars = [-leaf for leaf in jax.tree.leaves(hparams_bar)]
-        constants = tuple(
-            kept(bar) if rows is None else None
-            for bar, rows in zip(bars, inputs.schedules, strict=True)
-        )
-        schedules = tuple(
-            None if rows is None else kept(jnp.zeros_like(rows).at[-1].set(bar))
-            for bar, rows in zip(bars, inputs.schedules, strict=True)
-        )
-        start_bar = jax.tree.map(lambda x: kept(jnp.zeros_like(x)), params)
-        return (start_bar, Inputs(constants, schedules, None, None)), info
-
-    def _product(
-        self, trajectory: Trajectory, condition: Condition, rest: Rest
-    ) -> Callable[[Params], Params]:
-        """Returns the function u -> (dc/dparams)^T u, of the condition's mean over the batches."""
-
-        def at(batch, key):
-            return condition.product(rest.params, rest.hparams, batch, key)
-
-        if self.batches in (None, 1):
-            # What does not depend on u is evaluated here, once for all steps of the solver.
-            return mean(self.batches, trajectory, rest, at)
-        return lambda u: mean(self.batches, trajectory, rest, lambda b, key: at(b, key)(u))
-
-    def _info(
-        self,
-        condition: Condition,
-        solve: SolveInfo,
-        rest: Rest,
-        direction: Params,
-        params_bar: Params,
-        residual: Params,
-        is_trace_dropped: Array,
-    ) -> ImplicitInfo:
-        gain = _ratio(norm(direction), norm(params_bar))
-        size = norm(rest.params) + rest.start
-        stationarity = gain * _ratio(norm(residual), size)
-        return ImplicitInfo(
-            stationarity.astype(jnp.float32),
-            stationarity <= self.stationarity_tolerance,
-            solve.residual,
-            solve.is_converged,
-            solve.is_indefinite & condition.is_symmetric,
-            solve.num_steps,
-            solve.curvature,
-            is_trace_dropped,
-        )
+        return bars_of(condition, rest, direction, params, inputs, is_good), info
 
     def _condition(self, trajectory: Trajectory, inputs: Inputs) -> Condition:
         if self.condition is None:
@@ -379,55 +298,6 @@ class Implicit(Adjoint):
             lambda x: x.bound(inputs.closed) if isinstance(x, TracedOnce) else x,
         )
 
-    def _refuse_absent(
-        self,
-        trajectory: Trajectory,
-        params: Params,
-        inputs: Inputs,
-        is_differentiated: Sequence[bool],
-    ) -> None:
-        """Raises a ValueError if a differentiated hyperparameter does not enter the condition.
-
-        Read off the trace: whether its entry of the product with dc/dhparams depends on u at all.
-        """
-        if not any(is_differentiated):
-            return
-        condition = self._condition(trajectory, inputs)
-
-        def product(direction):
-            state = first_state(trajectory, params, inputs)
-            rest = rest_of(trajectory, state, params, inputs)
-            batch, key = last_batch(self.batches, trajectory, rest)
-            return condition.hparams_product(rest.params, rest.hparams, batch, key, direction)
-
-        jaxpr = jax.make_jaxpr(product)(params).jaxpr
-        absent = []
-        for i, (name, is_asked) in enumerate(_names(trajectory, is_differentiated)):
-            only = [j == i for j in range(len(is_differentiated))]
-            if is_asked and not any(dce_jaxpr(jaxpr, only)[1]):
-                absent.append(name)
-        if absent:
-            raise ValueError(
-                f"{', '.join(absent)}: differentiated, but not in the condition that Implicit() "
-                "differentiates, so that the hypergradient would be a silent zero; pass a fixed "
-                "number to the rule (hg.momentum(loss, learning_rate=0.1)), or use an adjoint that "
-                "unrolls, such as Reversible() or Truncated()."
-            )
-
-
-def _names(trajectory: Trajectory, flags: Sequence[bool]) -> list[tuple[str, bool]]:
-    """Returns what a message calls each constant or schedule, with its flag."""
-    hparams = jax.tree.unflatten(trajectory.treedef, flags)
-    closed = ()
-    if isinstance(hparams, Extended):
-        hparams, closed = hparams
-    named = [
-        ("hparams" + jax.tree_util.keystr(path), flag)
-        for path, flag in jax.tree_util.tree_leaves_with_path(hparams)
-    ]
-    what = "a value that a function of the run closes over"
-    return named + [(what, flag) for flag in closed if flag is not None]
-
 
 def _with_functions(condition: Condition, change: Callable[[Any], Any]) -> Condition:
     """Returns the condition with its functions changed, where it is a dataclass of such."""
@@ -436,59 +306,6 @@ def _with_functions(condition: Condition, change: Callable[[Any], Any]) -> Condi
     values = {field.name: getattr(condition, field.name) for field in dataclasses.fields(condition)}
     functions = {name: change(value) for name, value in values.items() if callable(value)}
     return dataclasses.replace(condition, **functions)
-
-
-def _read_at(transition: Transition, state: State) -> list[int]:
-    """Returns which leaves of the state the parameters are.
-
-    Raises:
-      ValueError: they are none, but computed from some.
-    """
-    jaxpr = jax.make_jaxpr(transition.params)(state).jaxpr
-    positions = {id(variable): i for i, variable in enumerate(jaxpr.invars)}
-    if any(id(variable) not in positions for variable in jaxpr.outvars):
-        raise ValueError(
-            "transition.params computes the parameters from the state, but Implicit() needs them "
-            "read from it as they are; keep what it returns in the state, and let it return that."
-        )
-    return [positions[id(variable)] for variable in jaxpr.outvars]
-
-
-def _params_bar(
-    transition: Transition, end: State, state_bar: State, *, is_read_only: bool = False
-) -> Params:
-    """Returns the cotangent of the parameters out of that of the state.
-
-    Args:
-      transition: what reads the parameters.
-      end: the last state.
-      state_bar: its cotangent, with a SymbolicZero where nothing depends on a leaf.
-      is_read_only: whether it is known that nothing but the parameters is differentiated.
-
-    Raises:
-      ValueError: another leaf of the state is differentiated.
-    """
-    bars, read = _leaves(state_bar), _read_at(transition, end)
-    others = [bar for i, bar in enumerate(bars) if i not in read]
-    if not is_read_only and not all(isinstance(bar, SymbolicZero) for bar in others):
-        raise ValueError(
-            "a part of Unrolled.state is differentiated that is not the parameters, but Implicit() "
-            "differentiates Unrolled.params only; use Direct() or Checkpointed()."
-        )
-    picked = [
-        jnp.zeros(bars[i].shape, bars[i].dtype) if isinstance(bars[i], SymbolicZero) else bars[i]
-        for i in read
-    ]
-    return jax.tree.unflatten(jax.tree.structure(transition.params(end)), picked)
-
-
-def _leaves(bars: Any) -> list[Any]:
-    return jax.tree.leaves(bars, is_leaf=lambda bar: isinstance(bar, SymbolicZero))
-
-
-def _ratio(x: Array, y: Array) -> Array:
-    """Returns x / y, and 0 where x is 0."""
-    return jnp.where(x == 0, 0, x / jnp.where(x == 0, 1, y))
 
 
 def _differentiated_once(tree: Any) -> Any:

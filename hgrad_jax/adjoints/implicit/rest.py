@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, batch_and_key, hparams_of
-from hgrad_jax.solvers.linear_solvers import norm
+from hgrad_jax.solvers.vectors import norm
 from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Array, Batch, Data, Hparams, Params, State
 
@@ -21,6 +21,8 @@ class Rest(NamedTuple):
       data: as given.
       key: as given.
       start: norm of the initial parameters.
+      trajectory: the run.
+      batches: how many of the last batches the condition is the mean over; None for the data whole.
     """
 
     params: Params
@@ -28,10 +30,37 @@ class Rest(NamedTuple):
     data: Data
     key: Array | None
     start: Array
+    trajectory: Trajectory
+    batches: int | None
+
+    def last_batch(self) -> tuple[Batch, Array | None]:
+        """Returns the last step's batch and loss key; the data whole where `batches` is None."""
+        return self._batch(jnp.int32(self.trajectory.num_steps - 1))
+
+    def mean(self, function: Callable[[Batch, Array | None], Any]) -> Any:
+        """Returns the mean of a function over the last batches; of one, whatever it returns."""
+        if self.batches is None or self.batches == 1:
+            return function(*self.last_batch())
+
+        def add(total, t):
+            return jax.tree.map(jnp.add, total, function(*self._batch(t))), None
+
+        batches, end = self.batches, self.trajectory.num_steps
+        shapes = jax.eval_shape(lambda: function(*self.last_batch()))
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, jnp.arange(end - batches, end, dtype=jnp.int32))
+        return jax.tree.map(lambda x: x / batches, total)
+
+    def _batch(self, t: Array) -> tuple[Batch, Array | None]:
+        trajectory = self.trajectory
+        source = trajectory._replace(batch_fn=None) if self.batches is None else trajectory
+        return batch_and_key(source, self.hparams, self.data, self.key, t)
 
 
-def rest_of(trajectory: Trajectory, end: State, params: Params, inputs: Inputs) -> Rest:
-    """Returns where a run that ended in the state `end` is evaluated."""
+def rest_of(
+    trajectory: Trajectory, end: State, params: Params, inputs: Inputs, batches: int | None
+) -> Rest:
+    """Returns where a run that began at `params` and ended in the state `end` is evaluated."""
     slices = jax.tree.map(lambda rows: rows[-1], inputs.schedules)
     return Rest(
         trajectory.transition.params(end),
@@ -39,35 +68,9 @@ def rest_of(trajectory: Trajectory, end: State, params: Params, inputs: Inputs) 
         inputs.data,
         inputs.key,
         norm(params),
+        trajectory,
+        batches,
     )
-
-
-def last_batch(
-    batches: int | None, trajectory: Trajectory, rest: Rest
-) -> tuple[Batch, Array | None]:
-    """Returns the last step's batch and loss key; the data whole where `batches` is None."""
-    return _batch(batches, trajectory, rest, jnp.int32(trajectory.num_steps - 1))
-
-
-def mean(
-    batches: int | None,
-    trajectory: Trajectory,
-    rest: Rest,
-    function: Callable[[Batch, Array | None], Any],
-) -> Any:
-    """Returns the mean of a function over the last batches; of one batch, whatever it returns."""
-    if batches is None or batches == 1:
-        return function(*last_batch(batches, trajectory, rest))
-
-    def add(total, t):
-        value = function(*_batch(batches, trajectory, rest, t))
-        return jax.tree.map(jnp.add, total, value), None
-
-    last = trajectory.num_steps
-    shapes = jax.eval_shape(lambda: function(*last_batch(batches, trajectory, rest)))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, jnp.arange(last - batches, last, dtype=jnp.int32))
-    return jax.tree.map(lambda x: x / batches, total)
 
 
 def require_like_data(trajectory: Trajectory, inputs: Inputs) -> None:
@@ -87,10 +90,3 @@ def require_like_data(trajectory: Trajectory, inputs: Inputs) -> None:
             f"and batch_fn makes {shapes(batch)} of them; pass Implicit(batches=k) for the mean "
             "over the last k batches."
         )
-
-
-def _batch(
-    batches: int | None, trajectory: Trajectory, rest: Rest, t: Array
-) -> tuple[Batch, Array | None]:
-    source = trajectory._replace(batch_fn=None) if batches is None else trajectory
-    return batch_and_key(source, rest.hparams, rest.data, rest.key, t)

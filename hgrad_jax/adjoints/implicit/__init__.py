@@ -1,0 +1,1 @@
+"""Implicit differentiation: conditions that hold at rest, and their hypergradients."""
