@@ -65,11 +65,10 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str | 
     >>> parse(Config, ["--widths", "7"], "An example.")
     Config(num_steps=100, widths=(7,))
     """
-    module = config_class.__module__.removesuffix("_config")
     spec = sys.modules["__main__"].__spec__
     is_ours = spec is not None and spec.name.startswith("experiments.")
-    name = spec.name if spec is not None and is_ours else module
-    prog = f"python -m {name}"
+    name = spec.name if spec is not None and is_ours else config_class.__module__
+    prog = f"python -m {name.removesuffix('.config').removesuffix('.__main__')}"
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [options]",

@@ -2,7 +2,7 @@
 
 `jax.jvp` of a gradient costs about two gradients and stores no graph of the gradient itself, as
 reverse over reverse does (Pearlmutter 1994). Where a rule inside the loss need not be a derivative
-(`jaxprs.has_foreign_rule`), what `jax.grad` returns has no symmetric Jacobian: then the products
+(`foreign_rules.has_foreign_rule`), what `jax.grad` returns has no symmetric Jacobian: then the products
 are those with its transpose, which hypergradients are made of, by reverse over reverse.
 """
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from experiments import approximations
+from experiments.approximations import __main__ as approximations
 
 
 def study(tmp_path):

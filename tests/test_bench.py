@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 import hgrad_jax as hg
-from experiments import bench, bench_programs, bench_report
+from experiments.bench import __main__ as bench
+from experiments.bench import programs as bench_programs
+from experiments.bench import report as bench_report
 
 METHODS = ["Direct()", "Checkpointed()", "Checkpointed(branching=2)", "Reversible()"]
 PARTS = {"learning_rate", "momentum", "l2", "params"}

@@ -9,15 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 import hgrad_jax as hg
-from experiments import drmad_study, rescaled_mlp
-from experiments import drmad_study_back as back
-from experiments import drmad_study_paths as paths
-from experiments import drmad_study_problem as problem
-from experiments import drmad_study_records as records
-from experiments import drmad_study_report as report
-from experiments import drmad_study_tuning as tuning
+from experiments import rescaled_mlp
 from experiments.common import parse
-from experiments.drmad_study_config import Config
+from experiments.drmad_study import __main__ as drmad_study
+from experiments.drmad_study import back, paths, problem, records, report, tuning
+from experiments.drmad_study.config import Config
 
 NUM_STEPS = 20
 TINY = [

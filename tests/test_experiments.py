@@ -9,21 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    approximations,
-    bench,
-    bench_forward,
-    bench_sweep,
-    drmad_study,
-    forward_gradient_cnn,
-    forward_reverse,
-    hyper_cleaning,
-    optimizers,
-    penguins,
-    tune_digits,
-    usps_backprop,
-)
+from experiments.approximations import __main__ as approximations
+from experiments.bench import __main__ as bench
+from experiments.bench_forward import __main__ as bench_forward
+from experiments.bench_sweep import __main__ as bench_sweep
 from experiments.common import environment, option, parse, write_json_line
+from experiments.drmad_study import __main__ as drmad_study
+from experiments.forward_gradient_cnn import __main__ as forward_gradient_cnn
+from experiments.forward_reverse import __main__ as forward_reverse
+from experiments.hyper_cleaning import __main__ as hyper_cleaning
+from experiments.optimizers import __main__ as optimizers
+from experiments.penguins import __main__ as penguins
+from experiments.tune_digits import __main__ as tune_digits
+from experiments.usps_backprop import __main__ as usps_backprop
 from hgrad_jax.data.originals import DATA_DIR_VARIABLE
 
 SCRIPTS = [

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import bench_forward, forward_gradient_cnn, penguins, penguins_problem
+from experiments.bench_forward import __main__ as bench_forward
+from experiments.forward_gradient_cnn import __main__ as forward_gradient_cnn
+from experiments.penguins import __main__ as penguins
+from experiments.penguins import problem as penguins_problem
 
 
 def lines(path):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import forward_reverse, forward_reverse_problem
 from experiments.common import parse
+from experiments.forward_reverse import __main__ as forward_reverse
+from experiments.forward_reverse import problem as forward_reverse_problem
 from hgrad_jax.models import cross_entropy
 
 NUM_STEPS = 6

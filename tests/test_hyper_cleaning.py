@@ -11,14 +11,12 @@ from matplotlib.image import imread
 from rich.console import Console
 
 import hgrad_jax as hg
-from experiments import hyper_cleaning
-from experiments import hyper_cleaning_problem as problem
-from experiments import hyper_cleaning_report as report
-from experiments import hyper_cleaning_tuning as tuning
 from experiments.common import environment, parse
-from experiments.hyper_cleaning_accuracy import train_on
-from experiments.hyper_cleaning_config import Config
-from experiments.hyper_cleaning_tuning import EXACT, onto_box_and_ball
+from experiments.hyper_cleaning import __main__ as hyper_cleaning
+from experiments.hyper_cleaning import problem, report, tuning
+from experiments.hyper_cleaning.accuracy import train_on
+from experiments.hyper_cleaning.config import Config
+from experiments.hyper_cleaning.tuning import EXACT, onto_box_and_ball
 from hgrad_jax.data import load, shared_examples
 from hgrad_jax.data.originals import DATA_DIR_VARIABLE
 from hgrad_jax.tuning import records

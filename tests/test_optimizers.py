@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import optimizers, optimizers_report
 from experiments.common import environment, parse
+from experiments.optimizers import __main__ as optimizers
+from experiments.optimizers import report as optimizers_report
 from hgrad_jax.data import shuffled
 from hgrad_jax.models import MLP, classification_loss
 from hgrad_jax.models.initializers import scaled_normal

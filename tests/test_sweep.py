@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
 import hgrad_jax as hg
-from experiments import bench_sweep
+from experiments.bench_sweep import __main__ as bench_sweep
 from hgrad_jax.data import load, minibatches
 from hgrad_jax.models import MLP, cross_entropy
 from hgrad_jax.training.sweep_chunks import chunk_size

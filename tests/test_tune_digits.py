@@ -10,8 +10,8 @@ from jax.tree_util import tree_leaves_with_path as leaves_with_path
 from matplotlib.image import imread
 
 import hgrad_jax as hg
-from experiments import tune_digits
 from experiments.common import environment, parse
+from experiments.tune_digits import __main__ as tune_digits
 
 TINY = [
     *("--num-steps", "10", "--num-meta-steps", "2", "--num-runs", "2", "--hidden", "5"),

@@ -10,10 +10,9 @@ from matplotlib.image import imread
 from scipy.io import savemat
 
 import hgrad_jax as hg
-from experiments import usps_backprop
-from experiments import usps_backprop_problem as problem
-from experiments import usps_backprop_report as report
 from experiments.common import parse
+from experiments.usps_backprop import __main__ as usps_backprop
+from experiments.usps_backprop import problem, report
 from hgrad_jax.data import Dataset, DataUnavailableError, load, load_digits, load_usps, usps
 from hgrad_jax.data.originals import DATA_DIR_VARIABLE
 

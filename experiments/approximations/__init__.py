@@ -1,0 +1,1 @@
+"""How good are approximate hypergradients, and what does an exact one cost instead?"""

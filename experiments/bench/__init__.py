@@ -1,0 +1,1 @@
+"""Measures what exact hypergradients cost, beside the least that they could cost."""

@@ -1,0 +1,1 @@
+"""What a training step by forward gradients takes, beside one by backpropagation."""

@@ -1,0 +1,1 @@
+"""What a sweep costs, beside the same runs one after the other."""

@@ -1,0 +1,1 @@
+"""What DrMAD's hypergradients are worth, and what exact ones add."""

@@ -1,0 +1,1 @@
+"""Forward against reverse: the same hypergradients in four modes, and what each of them costs."""

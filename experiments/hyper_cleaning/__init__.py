@@ -1,0 +1,1 @@
+"""Finds examples with wrong labels by hypergradients: data hyper-cleaning."""

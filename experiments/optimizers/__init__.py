@@ -1,0 +1,1 @@
+"""How update rules train a deep network, and how far batch normalization gets it."""

@@ -1,0 +1,1 @@
+"""Forward gradients against backpropagation on the Palmer penguins, over many seeds."""

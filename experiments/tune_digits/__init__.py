@@ -1,0 +1,1 @@
+"""Tunes hundreds of hyperparameters of a digits classifier by exact hypergradients."""
