@@ -2,8 +2,8 @@
 
 `jax.jvp` of a gradient costs about two gradients and stores no graph of the gradient itself, as
 reverse over reverse does (Pearlmutter 1994). Where a rule inside the loss need not be a derivative
-(`foreign_rules.has_foreign_rule`), what `jax.grad` returns has no symmetric Jacobian: then the products
-are those with its transpose, which hypergradients are made of, by reverse over reverse.
+(`foreign_rules.has_foreign_rule`), what `jax.grad` returns has no symmetric Jacobian: the products
+are then those with its transpose, which hypergradients are made of, by reverse over reverse.
 """
 
 from collections.abc import Callable
