@@ -41,7 +41,7 @@ test-slow: $(INSTALLED)  ## Run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-fuzz: $(INSTALLED)  ## Call everything public with odd arguments, one at a time
-	$(PY) -m pytest -m fuzz -s tests/test_fuzz.py $(ARGS)
+	$(PY) -m pytest -m fuzz -s tests/fuzz/test_fuzz.py $(ARGS)
 
 # Without deterministic scatters and reductions a run cannot be reversed bit for bit on a GPU.
 test-gpu: override export XLA_FLAGS += --xla_gpu_deterministic_ops=true

@@ -6,7 +6,7 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-from tests import campaign_figures
+from tests.campaign import campaign_figures
 
 # Programs that were compiled once are kept in the checkout: a second run takes less than half as
 # long, and tests that start processes find what others compiled. Set the variables to choose.

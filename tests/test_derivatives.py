@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hgrad_jax as hg
-from tests import regression
+from tests.shared import regression
 
 
 def loss(params, hparams, x):

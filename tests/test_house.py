@@ -47,6 +47,16 @@ def test_the_plan_has_all_rooms_and_no_other():
     assert len(GRAPH) > 100
 
 
+def test_the_readme_draws_the_same_plan():
+    tree = PLAN[PLAN.index("```") : PLAN.rindex("```")]
+    assert tree in (PACKAGE.parent / "README.md").read_text()
+
+
+def test_the_tests_are_in_rooms_of_the_same_names():
+    folders = {path.name for path in (PACKAGE.parent / "tests").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__", "campaign", "experiments", "fuzz", "shared"} <= set(ROOMS)
+
+
 def test_imports_run_downwards():
     upwards = [
         f"{module} imports {other}"

@@ -1,0 +1,1 @@
+"""Folders as those of the package; what several of them use is in `shared`."""

@@ -1,0 +1,1 @@
+"""Random configurations restored bit for bit, and faults planted in them."""

@@ -1,0 +1,1 @@
+"""Odd arguments to every public callable."""

@@ -1,0 +1,1 @@
+"""What several test files use: problems, rules, programs that are killed."""

@@ -1,0 +1,1 @@
+"""Tests of `hgrad_jax/tuning/`."""
