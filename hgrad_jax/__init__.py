@@ -51,9 +51,9 @@ from hgrad_jax.rules.adam import adamw as adamw
 from hgrad_jax.rules.average import AverageState as AverageState
 from hgrad_jax.rules.average import average as average
 from hgrad_jax.rules.average import polyak_average as polyak_average
+from hgrad_jax.rules.form import KickDrift as KickDrift
+from hgrad_jax.rules.form import KickDriftState as KickDriftState
 from hgrad_jax.rules.gradients import backpropagation as backpropagation
-from hgrad_jax.rules.kick_drift import KickDrift as KickDrift
-from hgrad_jax.rules.kick_drift import KickDriftState as KickDriftState
 from hgrad_jax.rules.kick_drift import kick_drift as kick_drift
 from hgrad_jax.rules.modifiers import RandomModifier as RandomModifier
 from hgrad_jax.rules.modifiers import add_noise as add_noise

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from hgrad_jax.bits.integers import in_64_bits
 from hgrad_jax.inputs.arguments import narrow
 from hgrad_jax.inputs.functions import is_number
-from hgrad_jax.rules.kick_drift import undo
+from hgrad_jax.rules.undo import undo
 from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,

@@ -16,7 +16,8 @@ from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.check import check
 from hgrad_jax.diagnostics.path import Path, norm, path_of
 from hgrad_jax.inputs.functions import is_number
-from hgrad_jax.rules.kick_drift import PARAMS, undo
+from hgrad_jax.rules.form import PARAMS
+from hgrad_jax.rules.undo import undo
 from hgrad_jax.runs.trajectory import batch_and_key, hparams_of, steps
 from hgrad_jax.runs.validate import adjoint_serves, floating
 from hgrad_jax.show.figures import new_axes, positive

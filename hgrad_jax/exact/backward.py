@@ -16,7 +16,7 @@ from hgrad_jax.exact.forward import (
     step_inputs,
 )
 from hgrad_jax.many.data_parallel import worst_part
-from hgrad_jax.rules.kick_drift import PARAMS, KickDriftState
+from hgrad_jax.rules.form import PARAMS, KickDriftState
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
 from hgrad_jax.tools.trees import Layout, layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, BackwardInfo

@@ -21,7 +21,7 @@ from hgrad_jax.bits import decay, fixed_point
 from hgrad_jax.bits.bit_store import BitStore, Spill
 from hgrad_jax.bits.bitwise import isolate
 from hgrad_jax.bits.kinds import Integer, Kind
-from hgrad_jax.rules.kick_drift import PARAMS, KickDrift, KickDriftState
+from hgrad_jax.rules.form import PARAMS, KickDrift, KickDriftState
 from hgrad_jax.tools.trees import Layout, ravel, ravel_spread
 from hgrad_jax.types import Array, Hparams, Params
 

@@ -10,7 +10,7 @@ from hgrad_jax.bits import bit_store, decay
 from hgrad_jax.bits.bit_store import Spill
 from hgrad_jax.exact import engine, products
 from hgrad_jax.exact.engine import Exact
-from hgrad_jax.rules.kick_drift import PARAMS, KickDriftState
+from hgrad_jax.rules.form import PARAMS, KickDriftState
 from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,

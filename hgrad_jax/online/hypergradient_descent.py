@@ -32,8 +32,8 @@ from hgrad_jax.online.learned import (
     validation,
 )
 from hgrad_jax.rules.arithmetic import elementwise, root
+from hgrad_jax.rules.form import KickDriftState
 from hgrad_jax.rules.gradients import GradientProvider, backpropagation, gradient_from
-from hgrad_jax.rules.kick_drift import KickDriftState
 from hgrad_jax.rules.optax_bridge import OptaxState
 from hgrad_jax.rules.sgd import sgd
 from hgrad_jax.rules.source import Source, field, read

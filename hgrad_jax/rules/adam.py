@@ -14,8 +14,9 @@ import numpy as np
 
 from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.rules.arithmetic import elementwise, merge, root
+from hgrad_jax.rules.form import PARAMS
 from hgrad_jax.rules.gradients import GradientProvider, backpropagation
-from hgrad_jax.rules.kick_drift import PARAMS, kick_drift
+from hgrad_jax.rules.kick_drift import kick_drift
 from hgrad_jax.rules.source import Source, field, read
 from hgrad_jax.tools.dtypes import wide
 from hgrad_jax.types import Array, Hparams, Loss, Params, Slot, Transition

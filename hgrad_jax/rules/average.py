@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.inputs.transitions import require_transition
 from hgrad_jax.rules.arithmetic import elementwise
-from hgrad_jax.rules.kick_drift import KickDrift, KickDriftState, from_exact
+from hgrad_jax.rules.form import KickDrift, KickDriftState
 from hgrad_jax.rules.source import Source, field, read
+from hgrad_jax.rules.stepping import from_exact
 from hgrad_jax.types import Array, Batch, Hparams, Params, Slot, State, Transition
 
 AVERAGE = "average"

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from hgrad_jax.rules.form import KickDriftState
 from hgrad_jax.rules.gradients import GradientProvider, gradient_from
-from hgrad_jax.rules.kick_drift import KickDriftState, from_update
+from hgrad_jax.rules.stepping import from_update
 from hgrad_jax.types import Array, Hparams, Loss, Params, Transition
 
 Slots = dict[str, Params]

@@ -17,8 +17,8 @@ from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.inputs.functions import is_concrete, require_function
 from hgrad_jax.rules.arithmetic import elementwise, root
 from hgrad_jax.rules.gradients import GradientFn, GradientProvider, gradient_from
-from hgrad_jax.rules.kick_drift import floats
 from hgrad_jax.rules.source import Source, field, read
+from hgrad_jax.rules.stepping import floats
 from hgrad_jax.tools.dtypes import common, wide
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 

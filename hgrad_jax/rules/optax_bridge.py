@@ -13,9 +13,9 @@ from hgrad_jax.rules.gradients import (
     gradient_from,
     scalar,
 )
-from hgrad_jax.rules.kick_drift import floats, require_like
 from hgrad_jax.rules.optax_update import initial_slots, updated
 from hgrad_jax.rules.source import of_optax
+from hgrad_jax.rules.stepping import floats, require_like
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, Transition
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from hgrad_jax.rules.form import KickDrift
 from hgrad_jax.rules.gradients import backpropagation
-from hgrad_jax.rules.kick_drift import ExactStep, KickDrift, from_exact
+from hgrad_jax.rules.stepping import ExactStep, from_exact
 from hgrad_jax.runs.trajectory import Extended, Trajectory
 from hgrad_jax.types import Transition
 

@@ -12,7 +12,7 @@ import pytest
 import hgrad_jax as hg
 from hgrad_jax.adjoints.along_polyline import undoing_budget
 from hgrad_jax.adjoints.polyline import _floor_of_fraction
-from hgrad_jax.rules.kick_drift import undo
+from hgrad_jax.rules.undo import undo
 from hgrad_jax.runs.trajectory import Trajectory, inputs
 from tests.adjoints.test_adjoints import assert_close
 from tests.shared import regression
