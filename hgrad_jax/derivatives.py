@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.adjoints.direct import Direct
@@ -17,7 +18,7 @@ from hgrad_jax.inputs.functions import ASKED_FOR_VALUE, require_function
 from hgrad_jax.rules.gradients import scalar
 from hgrad_jax.runs import validate
 from hgrad_jax.tools.foreign_rules import has_foreign_rule
-from hgrad_jax.tools.trees import require_like, shown
+from hgrad_jax.tools.trees import is_like, require_like, shown
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
 from hgrad_jax.unroll import unroll
 
@@ -107,6 +108,11 @@ def _require(loss: Any, params: Params, direction: Params, args: tuple[Any, ...]
         raise TypeError(f"loss is {loss!r}; pass a function that returns a scalar.")
     validate.floating(params, "params")
     require_like(direction, params, "direction", "params")
+    if not is_like(direction, params, jnp.result_type):
+        raise ValueError(
+            f"direction has the dtypes {shown(direction, jnp.result_type)}; it must have those of "
+            f"params, {shown(params, jnp.result_type)}."
+        )
     call = f"loss({', '.join(('params', *(f'arg{i}' for i in range(len(args)))))})"
     require_function(loss, call, "a function of these that returns a scalar")
 

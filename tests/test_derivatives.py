@@ -79,3 +79,14 @@ def test_forward_mode_takes_no_adjoint():
             num_steps=2,
             adjoint=hg.Direct(),
         )
+
+
+def test_directions_of_another_dtype():
+    half = jnp.ones(2, jnp.bfloat16)
+    for product in (
+        lambda: hg.hvp(lambda p: jnp.sum(p**2), jnp.ones(2), half),
+        lambda: hg.mixed_product(lambda p, h: jnp.sum(h * p**2), jnp.ones(2), 1.0, half),
+        lambda: hg.hvp(lambda p: jnp.sum(p**2), half, jnp.ones(2)),
+    ):
+        with pytest.raises(ValueError, match="direction has the dtypes .*must have those of param"):
+            product()

@@ -86,6 +86,15 @@ bound: Kind = functools.partial(source, is_bound=True)
 """As a source; an infinite one never acts."""
 
 
+def at_least_zero(name: str, value: Any) -> Any:
+    """A source whose numbers, where they are known, are not negative."""
+    value = source(name, value)
+    known = [] if callable(value) else jax.tree.leaves(value)
+    if any(np.any(np.asarray(x) < 0) for x in known if not isinstance(x, Tracer)):
+        raise ValueError(f"{name} is {shown(value)}; it must be at least 0.")
+    return value
+
+
 def source_or_none(name: str, value: Any) -> Any:
     """A source, or None for what is left out."""
     return None if value is None else source(name, value)
@@ -233,7 +242,8 @@ def narrow(value: Any) -> Any:
 
 
 KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("learning_rate", "momentum", "decay", "b1", "b2", "eps"), source),
+    **dict.fromkeys(("learning_rate", "momentum", "decay", "b1", "b2"), source),
+    "eps": at_least_zero,
     **dict.fromkeys(("weight_decay", "strength", "scale", "hyper_rate", "discount"), source),
     **dict.fromkeys(("log_scale",), source),
     "log_penalty": source_or_none,

@@ -42,6 +42,11 @@ def require_float(leaf: Any, where: str) -> None:
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{where} has dtype {dtype}, {_way_out(leaf, dtype, is_hparams)}.")
+    if jnp.finfo(dtype).bits < 16:
+        raise TypeError(
+            f"{where} has dtype {dtype}, in which JAX neither adds nor differentiates; keep it in "
+            "bfloat16 or wider, and let the loss convert it."
+        )
 
 
 def _way_out(leaf: Any, dtype: Any, is_hparams: bool) -> str:

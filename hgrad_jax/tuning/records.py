@@ -55,7 +55,9 @@ class Records:
     def __post_init__(self) -> None:
         require_path(self.folder)
         take_fields(self)
-        if Path(self.folder).exists() and not Path(self.folder).is_dir():
+        with told(Path(self.folder)):
+            is_file = Path(self.folder).exists() and not Path(self.folder).is_dir()
+        if is_file:
             raise ValueError(f"folder is {str(self.folder)!r}, which is a file; name a folder.")
         checkpoints = self.checkpoints()
         object.__setattr__(self, "every", checkpoints.every)

@@ -27,6 +27,7 @@ def modified(modifier):
 WRONG = [
     (lambda: hg.momentum(loss, learning_rate=np.nan), "learning_rate is nan; it must be finite"),
     (lambda: hg.adam(loss, eps=np.inf), "eps is inf; it must be finite"),
+    (lambda: hg.adam(loss, eps=-1.0), r"eps is -1\.0; it must be at least 0"),
     (lambda: hg.sgd(loss, learning_rate=lambda: 0.1), r"learning_rate takes \(\), but is called"),
     (lambda: hg.sgd(loss, learning_rate=object()), "learning_rate: a hyperparameter of the rule"),
     (lambda: hg.adam(loss, first_moment=None), "slots has None for 'first_moment'"),

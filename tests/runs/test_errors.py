@@ -131,6 +131,7 @@ def test_params():
         (1, r"hparams\['momentum'\] has dtype int32, .*; write 1.0 for 1"),
         (jnp.ones(3, bool), r"hparams\['momentum'\] has dtype bool"),
         (jnp.complex64(1), r"hparams\['momentum'\] has dtype complex64"),
+        (jnp.ones(2, jnp.float8_e4m3fn), r"hparams\['momentum'\] has dtype float8.*bfloat16 or w"),
         ("sgd", r"hparams\['momentum'\] is 'sgd', not an array of floats; keep such settings out"),
     ],
 )

@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 import hgrad_jax as hg
-from hgrad_jax.tools import foreign_rules
+from hgrad_jax.tools import foreign_rules, measured_rules
 from hgrad_jax.tools.foreign_rules import has_foreign_rule
 from hgrad_jax.tools.jaxprs import equations
 from hgrad_jax.tools.measured_rules import is_untrue
@@ -410,7 +410,76 @@ class TestMeasuredRules:
         untrue = jax.custom_jvp(lambda x: jnp.log(-(x**2)))  # finite nowhere
         untrue.defjvps(lambda t, out, x: t)
         assert measured(untrue, jnp.ones(3)) == [False]
-        assert measured(self.scaled(), jnp.ones(3, jnp.bfloat16), jnp.bfloat16(2)) == [False]
+        for function in (jnp.linalg.det, jnp.linalg.pinv):  # which take seconds
+            assert not any(measured(function, jnp.eye(3)))
+
+    def test_what_could_not_be_measured_is_measured_at_the_next_meeting(self, monkeypatch):
+        monkeypatch.setattr(measured_rules, "_found", {})
+        function = self.scaled()
+        assert measured(function, jnp.ones(0), 2.0) == [False]
+        assert measured(function, jnp.ones(3), 2.0) == [True]
+
+    def test_rules_that_are_wrong_far_from_zero_or_a_little(self):
+        unbounded = jax.custom_jvp(lambda x: jnp.clip(x, 0, 6))
+        unbounded.defjvps(lambda t, out, x: jnp.where(x > 0, t, 0))
+        nearly = jax.custom_jvp(jnp.sin)
+        nearly.defjvps(lambda t, out, x: 0.95 * t * jnp.cos(x))
+        for function in (unbounded, nearly):
+            assert measured(function, jnp.ones(100)) == [True]
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    def test_in_each_precision(self, dtype):
+        x = jnp.ones(50, dtype)
+        assert measured(self.scaled(), x, dtype(2)) == [True]
+        for function, num_args in ((jax.nn.relu, 1), (jnp.logaddexp, 2), (jax.nn.relu6, 1)):
+            assert measured(function, *[x] * num_args) == [False]
+
+    def test_a_rule_of_two_functions_of_jax(self):
+        """Nobody's, but put together by a user; `Reversible()` gave 0.0, unflagged."""
+        rule = functools.partial(jnp.einsum, "...,...,...,...->...")
+        half = jnp.bfloat16
+        for convert in (lambda x: x.astype(half), lambda x: x):
+            function = jax.custom_jvp(jnp.hypot)
+            function.defjvps(rule, None)
+
+            def loss(params, hparams, batch, key, function=function, convert=convert):
+                scale = convert(hparams["scale"] + 0 * params)
+                error = function(convert(params), scale).astype(jnp.float32) - 1
+                return jnp.sum(0.5 * error**2) + 0.05 * jnp.sum(params**2)
+
+            def end(scale, adjoint, loss=loss):
+                rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
+                run = {"num_steps": 10, "adjoint": adjoint}
+                start = jnp.full(3, 0.3)
+                return hg.unroll(rule, start, {"scale": scale}, None, **run).params.sum()
+
+            for adjoint in (hg.Direct(), hg.Reversible()):
+                found = jax.grad(end)(jnp.float32(1.3), adjoint)
+                np.testing.assert_allclose(found, -0.238, rtol=0.01)
+
+    @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+    @pytest.mark.parametrize("function", [jax.nn.relu, jnp.logaddexp], ids=["relu", "logaddexp"])
+    def test_where_shardings_are_in_the_types(self, kind, function):
+        kinds = (getattr(jax.sharding.AxisType, kind),)
+        mesh = jax.make_mesh((1,), ("d",), axis_types=kinds)
+        spec = jax.sharding.PartitionSpec
+        args = () if function is jax.nn.relu else (0.5,)
+
+        def within(params, x):
+            return jax.lax.pmean(jnp.mean(function(x @ params, *args) ** 2), "d")
+
+        def loss(params, x):
+            if kind == "Explicit":
+                return jnp.mean(function(x @ params, *args) ** 2)
+            specs = (spec(), spec("d"))
+            return jax.shard_map(within, mesh=mesh, in_specs=specs, out_specs=spec())(params, x)
+
+        params, u, x = jnp.ones(3), jnp.arange(3.0), jnp.linspace(-1, 2, 12).reshape(4, 3)
+        want = jax.hessian(lambda p: jnp.mean(function(x @ p, *args) ** 2))(params) @ u
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(x, jax.NamedSharding(mesh, spec("d")))
+            found = jax.jit(lambda p, u, x: hg.hvp(loss, p, u, x))(params, u, placed)
+        np.testing.assert_allclose(found, want, rtol=1e-5)
 
     def test_where_no_number_may_be_nan_or_moved_to_a_device(self):
         outside = jax.custom_jvp(lambda x: jnp.sqrt(x - 100))

@@ -172,6 +172,10 @@ class TestRecords:
         with pytest.raises(ValueError, match=message):
             hg.Records(**{"folder": "records"} | settings)
 
+    def test_a_name_that_the_system_does_not_take(self):
+        with pytest.raises(hg.CheckpointError, match="cannot be used: .*name too long"):
+            hg.Records("a" * 300)
+
     def test_no_folder(self):
         with pytest.raises(TypeError, match="folder is None; name a folder by a str or"):
             hg.Records(cast(Any, None))
