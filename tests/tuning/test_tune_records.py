@@ -173,7 +173,7 @@ class TestRecords:
             hg.Records(**{"folder": "records"} | settings)
 
     def test_a_name_that_the_system_does_not_take(self):
-        with pytest.raises(hg.CheckpointError, match="cannot be used: .*name too long"):
+        with pytest.raises(hg.CheckpointError, match=r"cannot be used: .*name too long"):
             hg.Records("a" * 300)
 
     def test_no_folder(self):
