@@ -88,5 +88,5 @@ def test_directions_of_another_dtype():
         lambda: hg.mixed_product(lambda p, h: jnp.sum(h * p**2), jnp.ones(2), 1.0, half),
         lambda: hg.hvp(lambda p: jnp.sum(p**2), half, jnp.ones(2)),
     ):
-        with pytest.raises(ValueError, match=r"direction has the dtypes .*must have those of param"):
+        with pytest.raises(ValueError, match=r"direction has the dtypes .*must have those of par"):
             product()
