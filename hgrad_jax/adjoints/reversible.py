@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from hgrad_jax.bits import bit_store
 from hgrad_jax.bits.decay import SMALLEST_DECAY
-from hgrad_jax.exact import engine
+from hgrad_jax.exact import encoding
 from hgrad_jax.exact.backward import run_backward
 from hgrad_jax.exact.forward import run_forward
 from hgrad_jax.inputs.arguments import take_fields
@@ -207,7 +207,7 @@ class Reversible(Adjoint):
         bound = bounds.get(name, bounds.get(None, own))
         # The schedule counts a little more than the entropy: rounding s // n, and its own units.
         bits = trajectory.num_steps * (-np.log2(bound) * (1 + 2e-6) + 3e-5) + 2
-        return bit_store.rows_needed(bits, engine.kind_of(rule, name, like))
+        return bit_store.rows_needed(bits, encoding.kind_of(rule, name, like))
 
 
 def _differentiated_once(tree: Any) -> Any:

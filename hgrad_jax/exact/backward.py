@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.exact import engine, products
+from hgrad_jax.exact import encoding, engine, products
 from hgrad_jax.exact.engine import Exact
 from hgrad_jax.exact.forward import (
     Residuals,
@@ -15,6 +15,7 @@ from hgrad_jax.exact.forward import (
     poison,
     step_inputs,
 )
+from hgrad_jax.exact.stages import stage_view, stages_of
 from hgrad_jax.many.data_parallel import worst_part
 from hgrad_jax.rules.form import PARAMS, KickDriftState
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
@@ -106,8 +107,10 @@ class _Undone(NamedTuple):
 def _can_share(trajectory: Trajectory, residuals: Residuals, like: Layout) -> bool:
     rule, inputs = trajectory.transition.exact, residuals.inputs
     hparams = first_hparams(trajectory, inputs)
-    view = engine.stage_view(rule, hparams, like)
-    slots = {name: engine.read_tree(rule, residuals.end.values, name, view) for name in rule.kicked}
+    view = stage_view(rule, hparams, like)
+    slots = {
+        name: encoding.read_tree(rule, residuals.end.values, name, view) for name in rule.kicked
+    }
     where = (inputs.data, inputs.key)
     return products.can_share(
         rule, batches(trajectory), residuals.start.params, hparams, where, like, view, slots
@@ -125,8 +128,8 @@ def _undo(
     """Undoes all steps in one scan; `is_shared` is `products_at`'s."""
     rule, inputs = trajectory.transition.exact, residuals.inputs
     like = layout(residuals.start.params)
-    stages = engine.stages(rule)
-    view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
+    stages = stages_of(rule)
+    view = stage_view(rule, first_hparams(trajectory, inputs), like)
     where = (inputs.data, inputs.key)
 
     def step(carry, xs_and_trace_bar):
@@ -138,13 +141,13 @@ def _undo(
         hparams_bars = []
 
         if trajectory.record is not None:
-            state = engine.decode_state(rule, exact.values, like, xs.t + 1)
+            state = encoding.decode_state(rule, exact.values, like, xs.t + 1)
             bars = _add_record_bar(trajectory, state, inputs.data, trace_bar_t, bars, like)
 
         def retreat(exact, bars, stage, source):
             updates = engine.isolated_stage(rule, stage, source, hparams, xs.t, view)
             exact = engine.undo_stage(rule, stage, exact, updates, spills, like)
-            before = {name: engine.read(rule, exact.values, name, like) for name in stage.names}
+            before = {name: encoding.read(rule, exact.values, name, like) for name in stage.names}
             pulled = engine.pull_stage(
                 rule, stage, source, hparams, xs.t, view, before, bars, updates[1]
             )
@@ -153,7 +156,7 @@ def _undo(
             return exact, bars, source_bar
 
         def seen(name):
-            return engine.read_tree(rule, exact.values, name, view)
+            return encoding.read_tree(rule, exact.values, name, view)
 
         if rule.trailing:
             exact, bars, params_bar = retreat(exact, bars, stages.trail, seen(PARAMS))
@@ -169,7 +172,7 @@ def _undo(
         product = products.products_at(
             rule,
             batches(trajectory),
-            engine.read_tree(rule, exact.values, PARAMS, like),
+            encoding.read_tree(rule, exact.values, PARAMS, like),
             hparams,
             where,
             xs.t,
@@ -228,10 +231,10 @@ def count_mismatches(
 ) -> Array:
     """Returns how many numbers differ from the encoded start, stores included: int32 scalar."""
     rule = trajectory.transition.exact
-    expected = engine.encode_state(rule, residuals.start, like)
+    expected = encoding.encode_state(rule, residuals.start, like)
     total = jnp.int32(0)
     for name, value in start.values.items():
-        kind = engine.kind_of(rule, name, like)
+        kind = encoding.kind_of(rule, name, like)
         is_wrong = kind.differ(value, expected[name])
         if name in start.stores:
             is_wrong |= kind.differ(start.stores[name].integer, kind.start(like.size))

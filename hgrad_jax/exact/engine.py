@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hgrad_jax.bits import decay, fixed_point
+from hgrad_jax.bits import decay
 from hgrad_jax.bits.bit_store import BitStore, Spill
 from hgrad_jax.bits.bitwise import isolate
-from hgrad_jax.bits.kinds import Integer, Kind
-from hgrad_jax.rules.form import PARAMS, KickDrift, KickDriftState
+from hgrad_jax.bits.kinds import Integer
+from hgrad_jax.exact.encoding import bounded, encode, kind_of
+from hgrad_jax.exact.stages import Stage
+from hgrad_jax.rules.form import KickDrift
 from hgrad_jax.tools.trees import Layout, ravel, ravel_spread
 from hgrad_jax.types import Array, Hparams, Params
 
@@ -38,132 +39,8 @@ class Exact(NamedTuple):
     stores: dict[str, BitStore]
 
 
-class Stage(NamedTuple):
-    """A stage's inputs bound to its function.
-
-    Attributes:
-      increments: `increments(source, hparams, count) -> {name: tree}`.
-      names: the variables it changes.
-    """
-
-    increments: Callable[[Any, Hparams, Array], dict[str, Params]]
-    names: tuple[str, ...]
-
-
 Updates = tuple[dict[str, Array], dict[str, Array]]
 """Increments `[N]` of a stage's variables, and numerators of those that decay."""
-
-
-class Stages(NamedTuple):
-    """The stages of a rule, in the order of the way forward."""
-
-    kick: Stage
-    couple: Stage
-    drift: Stage
-    trail: Stage
-
-
-def stages(rule: KickDrift) -> Stages:
-    """Returns the stages of a rule; `couple` and `trail` may change no variable."""
-
-    def couple(source, hparams, count):
-        gradient, slots = source
-        return rule.couple(gradient, slots, hparams, count)
-
-    return Stages(
-        Stage(rule.kick, rule.kicked),
-        Stage(couple, rule.coupled),
-        Stage(lambda slots, hparams, count: {PARAMS: rule.drift(slots, hparams, count)}, (PARAMS,)),
-        Stage(rule.trail, rule.trailing),
-    )
-
-
-def stage_view(rule: KickDrift, hparams: Hparams, like: Layout) -> Layout:
-    """Returns how the stages see the variables: as one vector if the rule allows it, else as trees.
-
-    Slicing a vector into tensors, only to scale each and join them again, costs more than the
-    scaling.
-    """
-    flat = like._replace(is_flat=True)
-    if not rule.is_elementwise or any(dtype != like.dtype for dtype in like.dtypes):
-        return like
-    vector = jax.ShapeDtypeStruct((like.size,), like.dtype)
-    slots = {name: vector for name in rule.slots if name != PARAMS}
-
-    def every_stage(gradient, slots, params, hparams):
-        count = jnp.int32(0)
-        kicked = {name: slots[name] for name in rule.kicked}
-        driving = {name: slots[name] for name in rule.driving}
-        return (
-            rule.kick(gradient, hparams, count),
-            rule.couple(gradient, kicked, hparams, count),
-            rule.drift(driving, hparams, count),
-            rule.trail(params, hparams, count),
-        ), rule.decays(hparams, count)
-
-    try:
-        increments, decays = jax.eval_shape(every_stage, vector, slots, vector, hparams)
-    except ValueError:  # A factor per tensor or per number does not spread over a vector.
-        return like
-    is_vector = all(x.shape == vector.shape for x in jax.tree.leaves(increments))
-    is_scalar = all(getattr(a, "shape", None) == () for a in decays.values())
-    return flat if is_vector and is_scalar else like
-
-
-def kind_of(rule: KickDrift, name: str, like: Layout) -> Kind:
-    """Returns the kind of number in which a variable is kept."""
-    return fixed_point.kind_of(like.dtype, is_double=rule.slots[name].is_double)
-
-
-def bounded(rule: KickDrift, name: str, x: Array, like: Layout) -> Array:
-    """Returns floating-point numbers with marks in place of what a variable cannot hold."""
-    return fixed_point.bounded(x, rule.slots[name].fraction_bits, kind_of(rule, name, like))
-
-
-def encode(rule: KickDrift, name: str, x: Array, like: Layout) -> Integer:
-    """Returns floating-point numbers `[N]`, from `bounded`, in the fixed point of a variable."""
-    kind = kind_of(rule, name, like)
-    return kind.encode(x, kind.fraction_factor * rule.slots[name].fraction_bits)
-
-
-def encode_state(rule: KickDrift, state: KickDriftState, like: Layout) -> dict[str, Integer]:
-    """Returns the variables of a state as fixed point."""
-    trees = {PARAMS: state.params, **state.slots}
-    vectors = {name: bounded(rule, name, ravel(trees[name], like), like) for name in rule.slots}
-    return {name: encode(rule, name, vector, like) for name, vector in vectors.items()}
-
-
-def read(rule: KickDrift, values: dict[str, Integer], name: str, like: Layout) -> Array:
-    """Returns one variable as a floating-point vector `[N]`."""
-    kind = kind_of(rule, name, like)
-    fraction_bits = kind.fraction_factor * rule.slots[name].fraction_bits
-    return kind.decode(values[name], fraction_bits, like.dtype)
-
-
-def read_tree(rule: KickDrift, values: dict[str, Integer], name: str, like: Layout) -> Params:
-    """Returns one variable as the layout has it: a tree like params, or a vector."""
-    if like.is_flat:
-        return read(rule, values, name, like)
-    # Sliced before it is decoded: the compiler makes one loop of both.
-    words, treedef = jax.tree.flatten(values[name])
-    ends = np.cumsum([int(np.prod(shape)) for shape in like.shapes])
-    parts = zip(*(jnp.split(word, ends[:-1]) for word in words), strict=True)
-    leaves = [
-        read(rule, {name: jax.tree.unflatten(treedef, part)}, name, like)
-        .reshape(shape)
-        .astype(dtype)
-        for part, shape, dtype in zip(parts, like.shapes, like.dtypes, strict=True)
-    ]
-    return jax.tree.unflatten(like.treedef, leaves)
-
-
-def decode_state(
-    rule: KickDrift, values: dict[str, Integer], like: Layout, count: Array
-) -> KickDriftState:
-    """Returns the floating-point state."""
-    trees = {name: read_tree(rule, values, name, like) for name in rule.slots}
-    params = trees.pop(PARAMS)
-    return KickDriftState(params, trees, count)
 
 
 def decays_of(rule: KickDrift, hparams: Hparams, count: Array, like: Layout) -> dict[str, Array]:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from hgrad_jax.bits import bit_store, decay
 from hgrad_jax.bits.bit_store import Spill
-from hgrad_jax.exact import engine, products
+from hgrad_jax.exact import encoding, engine, products
 from hgrad_jax.exact.engine import Exact
+from hgrad_jax.exact.stages import stage_view, stages_of
 from hgrad_jax.rules.form import PARAMS, KickDriftState
 from hgrad_jax.runs.trajectory import (
     Inputs,
@@ -79,7 +80,7 @@ class Decays(NamedTuple):
 def decays_over_time(trajectory: Trajectory, inputs: Inputs, like: Layout) -> Decays:
     """Evaluates the decays of all steps, reduced over the numbers of each variable."""
     rule = trajectory.transition.exact
-    kinds = {name: engine.kind_of(rule, name, like) for name in rule.slots}
+    kinds = {name: encoding.kind_of(rule, name, like) for name in rule.slots}
 
     def at_step(t, slices):
         hparams = hparams_of(trajectory, inputs.constants, slices)
@@ -146,15 +147,15 @@ def run_forward(
       The last state, info and trace `[T]`; and what the way back needs.
     """
     rule, like = trajectory.transition.exact, layout(state.params)
-    kinds = {name: engine.kind_of(rule, name, like) for name in rule.slots}
+    kinds = {name: encoding.kind_of(rule, name, like) for name in rule.slots}
     decays = decays_over_time(trajectory, inputs, like)
     offsets = {
         name: bit_store.spill_schedule(growth, kinds[name])
         for name, growth in decays.growth.items()
     }
     stores = {name: bit_store.create(kinds[name], like.size, rows(name)) for name in offsets}
-    stages = engine.stages(rule)
-    view = engine.stage_view(rule, first_hparams(trajectory, inputs), like)
+    stages = stages_of(rule)
+    view = stage_view(rule, first_hparams(trajectory, inputs), like)
     no = jnp.zeros((), bool)
 
     def step(carry: tuple, xs: StepInputs) -> tuple[tuple, Any]:
@@ -167,9 +168,9 @@ def run_forward(
             return engine.do_stage(rule, stage, exact, updates, xs.spills(), like)
 
         def seen(name):
-            return engine.read_tree(rule, exact.values, name, view)
+            return encoding.read_tree(rule, exact.values, name, view)
 
-        params = engine.read_tree(rule, exact.values, PARAMS, like)
+        params = encoding.read_tree(rule, exact.values, PARAMS, like)
         vector = products.gradient_at(
             rule, batches(trajectory), params, hparams, where, xs.t, like, vector
         )
@@ -193,10 +194,10 @@ def run_forward(
         is_over, is_nan = is_over & is_whole, is_nan & is_whole
         damaged_at = jnp.where(is_over | is_nan, xs.t, damaged_at)
         flags = (overflow | is_over, nonfinite | is_nan, damaged_at)
-        state = engine.decode_state(rule, exact.values, like, xs.t + 1)
+        state = encoding.decode_state(rule, exact.values, like, xs.t + 1)
         return (exact, flags, vector), recorded(trajectory, state, inputs.data)
 
-    start = Exact(engine.encode_state(rule, state, like), stores)
+    start = Exact(encoding.encode_state(rule, state, like), stores)
     is_finite = all_finite(state)
     is_over = (
         jnp.any(
@@ -230,6 +231,6 @@ def run_forward(
         entropy_per_step={name: jnp.mean(entropy) for name, entropy in decays.entropy.items()},
     )
     is_right = ~(overflow | nonfinite | info.decay_out_of_range)
-    end_state = engine.decode_state(rule, end.values, like, jnp.int32(trajectory.num_steps))
+    end_state = encoding.decode_state(rule, end.values, like, jnp.int32(trajectory.num_steps))
     outputs = (poison(end_state, is_right), info, poison(trace, is_right))
     return outputs, Residuals(state, end, offsets, inputs, info)

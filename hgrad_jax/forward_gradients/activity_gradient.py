@@ -14,13 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.extend.core import Var
 
 from hgrad_jax.forward_gradients.directions import Directions, Rademacher
 from hgrad_jax.forward_gradients.forward_gradient import check_count, direction_key
 from hgrad_jax.forward_gradients.independence import is_mixing
-from hgrad_jax.inputs.functions import require_function, traced
-from hgrad_jax.models.batch_norm import BatchNorm
+from hgrad_jax.forward_gradients.perturbed import (
+    chosen,
+    losses_through,
+    perturbed_units,
+    replaced,
+    which_are_other,
+)
+from hgrad_jax.inputs.functions import require_function
 from hgrad_jax.rules.gradients import GradientProvider, scalar
 from hgrad_jax.tools.trees import shown
 from hgrad_jax.types import Array
@@ -117,15 +122,15 @@ def activity_forward_gradient(
 
         def estimate(params, hparams, batch, key):
             unit_key, other_key = jax.random.split(direction_key(key, "activity_forward_gradient"))
-            losses = functools.partial(_through, layers, example_losses, hparams, batch, key)
-            units, num_examples = _units(losses, params)
-            is_other = _is_other(losses, params, units)
+            losses = functools.partial(losses_through, layers, example_losses, hparams, batch, key)
+            units, num_examples = perturbed_units(losses, params)
+            is_other = which_are_other(losses, params, units)
             given = (params, hparams, batch, key)
             shapes = shown(given, lambda x: (jnp.shape(x), jnp.result_type(x)))
             if shapes not in found_separate:
                 _require_separate(layers, example_losses, given)
                 found_separate.add(shapes)
-            others = _chosen(params, is_other)
+            others = chosen(params, is_other)
             drawn = (
                 directions.draw(unit_key, units, num_directions),
                 directions.draw(other_key, others, num_directions) if others else [],
@@ -135,7 +140,7 @@ def activity_forward_gradient(
             z_bars = [jnp.einsum("kb,kb...->b...", slopes.astype(e.dtype), e) for e in drawn[0]]
             other_bars = [jnp.tensordot(jnp.sum(slopes, 1).astype(v.dtype), v, 1) for v in drawn[1]]
             found = _pulled_back(losses, params, inputs, z_bars)
-            found = _replaced(found, is_other, other_bars)
+            found = replaced(found, is_other, other_bars)
             if penalty is None:
                 return found
             return jax.tree.map(
@@ -163,7 +168,7 @@ def _require_separate(
 
     def losses(spoil, given):
         params, hparams, batch, key = given
-        through = functools.partial(_through, layers, example_losses, hparams, batch, key)
+        through = functools.partial(losses_through, layers, example_losses, hparams, batch, key)
         return through(lambda index, apply, x: spoil(apply(x)), params)
 
     if is_mixing(losses, jax.tree.map(jnp.asarray, given)):
@@ -185,9 +190,9 @@ def _slopes(
             inputs.append(x)
             return apply(x) + moved[index]
 
-        return losses(layer, _replaced(params, is_other, others)), inputs
+        return losses(layer, replaced(params, is_other, others)), inputs
 
-    still = ([jnp.zeros(z.shape, z.dtype) for z in units], _chosen(params, is_other))
+    still = ([jnp.zeros(z.shape, z.dtype) for z in units], chosen(params, is_other))
 
     def along(direction):
         _, slopes, inputs = jax.jvp(perturbed, still, direction, has_aux=True)
@@ -213,129 +218,3 @@ def _pulled_back(losses: Losses, params: Any, inputs: list[Array], z_bars: list[
         return sum(total)
 
     return jax.grad(paired)(params)
-
-
-def _through(
-    layers: tuple[type[nn.Module], ...],
-    example_losses: Callable[..., Array],
-    hparams: Any,
-    batch: Any,
-    key: Array,
-    layer: Layer,
-    params: Any,
-) -> Array:
-    """Returns the losses [B] with `layer` in place of every perturbed one."""
-    index = 0
-
-    def interceptor(next_function, args, kwargs, context):
-        nonlocal index
-        module = context.module
-        if isinstance(module, BatchNorm | nn.BatchNorm):
-            raise ValueError(
-                "the model has batch normalization, by which an example's loss depends on the "
-                "others: use forward_gradient(...), or a model without."
-            )
-        if context.method_name != "__call__" or not isinstance(module, layers):
-            return next_function(*args, **kwargs)
-        (x,) = (*args, *kwargs.values())
-        index += 1
-        return layer(index - 1, next_function, x)
-
-    with nn.intercept_methods(interceptor):
-        return example_losses(params, hparams, batch, key)
-
-
-def _units(losses: Callable[..., Array], params: Any) -> tuple[list[jax.ShapeDtypeStruct], int]:
-    """Returns shape and dtype of each perturbed layer's output, and the number of examples.
-
-    Raises:
-      ValueError: there is no such layer, an output's leading axis is not the examples, or there is
-        no loss for each example.
-    """
-    units = []
-
-    def layer(index, apply, x):
-        z = apply(x)
-        units.append(jax.ShapeDtypeStruct(z.shape, z.dtype))
-        return z
-
-    with traced("example_losses"):
-        found = jax.eval_shape(functools.partial(losses, layer), params)
-    if not hasattr(found, "shape") or len(found.shape) != 1:
-        raise ValueError(
-            f"example_losses returned {found}; it must return one loss for each example, [B]."
-        )
-    if not units:
-        raise ValueError(
-            "example_losses applies none of the layers to perturb: name others in layers=, or use "
-            "forward_gradient(...)."
-        )
-    for z in units:
-        if z.shape[:1] != found.shape:
-            raise ValueError(
-                f"a perturbed layer's output has shape {z.shape}, but there are {found.shape[0]} "
-                "examples, which must be its leading axis: leave its type out of layers=."
-            )
-    return units, found.shape[0]
-
-
-def _is_other(losses: Losses, params: Any, units: list[Any]) -> list[bool]:
-    """Returns for each tensor whether the losses depend on it beside the perturbed layers.
-
-    Raises:
-      ValueError: a tensor is a perturbed layer's, too.
-    """
-
-    def of_others(params, outputs):
-        inputs = []
-
-        def layer(index, apply, x):
-            inputs.append(x)
-            return outputs[index]
-
-        return losses(layer, params), inputs
-
-    def of_layers(params, outputs):
-        made = []
-
-        def layer(index, apply, x):
-            made.append(apply(jnp.zeros(x.shape, x.dtype)))
-            return outputs[index]
-
-        losses(layer, params)
-        return made
-
-    is_own = _reaches(of_layers, params, units)
-    is_other = _reaches(of_others, params, units)
-    for (path, _), *both in zip(
-        jax.tree_util.tree_leaves_with_path(params), is_own, is_other, strict=True
-    ):
-        if all(both):
-            raise ValueError(
-                f"the example losses depend on params{jax.tree_util.keystr(path)} through a "
-                "perturbed layer and otherwise too: move a penalty on it to penalty=, or leave the "
-                "layer's type out of layers=."
-            )
-    return is_other
-
-
-def _reaches(function: Callable[..., Any], params: Any, *args: Any) -> list[bool]:
-    """Returns for each leaf of `params` whether `function(params, *args)` depends on it."""
-    jaxpr = jax.make_jaxpr(function)(params, *args).jaxpr
-    needed = {v for v in jaxpr.outvars if isinstance(v, Var)}
-    for equation in reversed(jaxpr.eqns):
-        if needed.intersection(equation.outvars):
-            needed.update(v for v in equation.invars if isinstance(v, Var))
-    return [v in needed for v in jaxpr.invars[: len(jax.tree.leaves(params))]]
-
-
-def _chosen(tree: Any, is_chosen: list[bool]) -> list[Array]:
-    """Returns the chosen leaves."""
-    return [x for x, is_it in zip(jax.tree.leaves(tree), is_chosen, strict=True) if is_it]
-
-
-def _replaced(tree: Any, is_chosen: list[bool], leaves: list[Array]) -> Any:
-    """Returns the tree with other leaves in place of the chosen ones."""
-    rest, (old, treedef) = iter(leaves), jax.tree.flatten(tree)
-    new = [next(rest) if is_it else x for x, is_it in zip(old, is_chosen, strict=True)]
-    return jax.tree.unflatten(treedef, new)

@@ -23,7 +23,8 @@ from hgrad_jax.inputs.functions import (
     require_hashable,
     traced,
 )
-from hgrad_jax.many.devices import RUNS, is_shared_by_processes, mesh_of, placed, program_of
+from hgrad_jax.many.devices import RUNS, mesh_of, program_of
+from hgrad_jax.many.placement import is_shared_by_processes, placed
 from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.sweep_chunks import chunk_size
 from hgrad_jax.training.sweep_result import Sweep

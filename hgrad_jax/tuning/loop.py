@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.inputs.functions import is_more_better
-from hgrad_jax.many import devices, processes
+from hgrad_jax.many import placement, processes
 from hgrad_jax.show.progress import progress_bar
 from hgrad_jax.tools.files import write_figures
 from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
@@ -75,7 +75,7 @@ class Loop(NamedTuple):
             best = hparams if saved.best is None else saved.best
             resumed_at = rows.num_done
             self._require_the_same_lengths(rows)
-        is_shared = self.mesh is not None and devices.is_shared_by_processes(self.mesh)
+        is_shared = self.mesh is not None and placement.is_shared_by_processes(self.mesh)
         is_writer = not is_shared or processes.is_first()
         lines = None
         if records is not None and store is not None:
@@ -83,7 +83,7 @@ class Loop(NamedTuple):
         drawn = records if is_writer else None
 
         def fetch(tree: Any) -> Any:
-            return tree if self.mesh is None else devices.fetched(tree)
+            return tree if self.mesh is None else placement.fetched(tree)
 
         def tuned(reason: str) -> Tuned:
             history = rows.history(self.metrics)

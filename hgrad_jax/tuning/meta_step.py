@@ -15,7 +15,8 @@ import optax
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
 from hgrad_jax.inputs.functions import positive_int, require_arrays, require_function, traced
-from hgrad_jax.many.devices import mesh_of, replicated, spread
+from hgrad_jax.many.devices import mesh_of, spread
+from hgrad_jax.many.placement import replicated
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.trajectory import all_finite

@@ -21,6 +21,7 @@ from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.inputs.functions import positive_int, require_arrays
 from hgrad_jax.many import devices as on
 from hgrad_jax.many import processes
+from hgrad_jax.many.placement import by_runs, everywhere, is_shared_by_processes, placed, replicated
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.tools.digest import digest
@@ -198,7 +199,7 @@ def tune(
     mesh = on.mesh_of(num_runs, devices, 1 if batch_parts is None else batch_parts)
     if mesh.size == 1 and devices is None and batch_parts is None:
         mesh = None  # as JAX places it
-    here = (lambda tree: tree) if mesh is None else functools.partial(on.placed, mesh=mesh)
+    here = (lambda tree: tree) if mesh is None else functools.partial(placed, mesh=mesh)
     given = (hparams, opt_state, params, train, valid, test, metrics_args)
     hparams, opt_state, params, train, valid, test, metrics_args = here(given)
 
@@ -261,7 +262,7 @@ def tune(
     loop = Loop(
         lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad, mesh
     )
-    is_shared = mesh is not None and on.is_shared_by_processes(mesh)
+    is_shared = mesh is not None and is_shared_by_processes(mesh)
     if records is None and not is_shared:
         return loop.to_the_end(hparams, opt_state, None, None, progress)
     fingerprint = {
@@ -300,9 +301,9 @@ def _jitted(function: Callable[..., Outcome], mesh: Mesh | None, num_runs: int) 
     """Returns a meta-step jitted; what it takes and returns is whole on every device."""
     if mesh is None:
         return jax.jit(function)
-    same = on.everywhere(mesh)
+    same = everywhere(mesh)
     shardings: Any = [same] * len(Outcome._fields)
-    out = Outcome(*shardings)._replace(params=on.by_runs(mesh, num_runs))
+    out = Outcome(*shardings)._replace(params=by_runs(mesh, num_runs))
     return jax.jit(function, in_shardings=same, out_shardings=out)
 
 
@@ -314,9 +315,9 @@ def _mean_over_runs(
         if mesh is None:
             found = jax.vmap(metrics, in_axes=axes)(params, data, *args)
         else:
-            found = on.replicated(on.spread(metrics, axes, mesh)(params, data, *args), mesh)
+            found = replicated(on.spread(metrics, axes, mesh)(params, data, *args), mesh)
         means = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
-        return means if mesh is None else on.replicated(means, mesh)
+        return means if mesh is None else replicated(means, mesh)
 
     return mean
 
