@@ -240,11 +240,17 @@ def _where(condition: Array, a: State, b: State) -> State:
 
 
 def _between(a: State, b: State, weight: Array) -> State:
-    """Returns a + weight (b - a); counters rounded, anything else as in `a`."""
+    """Returns a + weight (b - a); counters rounded, anything else as in `a`.
+
+    At the ends, and where one of the two is not finite, it is the nearer of them: optimizers keep
+    an infinity for the best value that is yet to come.
+    """
 
     def one(a, b):
         if is_float(a):
-            return a + weight.astype(a.dtype) * (b - a)
+            inside = a + weight.astype(a.dtype) * (b - a)
+            is_inside = (weight > 0) & (weight < 1) & jnp.isfinite(a) & jnp.isfinite(b)
+            return jnp.where(is_inside, inside, jnp.where(weight < 0.5, a, b))
         if jnp.issubdtype(a.dtype, jnp.integer):
             return a + jnp.round(weight * (b - a).astype(weight.dtype)).astype(a.dtype)
         return a

@@ -98,6 +98,7 @@ class Comparison(NamedTuple):
         return left.figure
 
 
+@jax.disable_jit(False)  # which is for what is called: this compiles ahead
 def compare(
     objective: Objective,
     transition: Transition,

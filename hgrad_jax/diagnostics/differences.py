@@ -150,9 +150,9 @@ def _stencils(
     def stencils(x, numbers, steps, rest):
         def around(number_and_step):
             number, h = number_and_step
-            return jax.vmap(lambda offset: function(x.at[number].add(offset * h), rest))(
-                jnp.asarray(OFFSETS)
-            )
+            entry = jnp.asarray(x).at[number]  # under `jax.disable_jit`, x is numpy's
+            offsets = jnp.asarray(OFFSETS)
+            return jax.vmap(lambda offset: function(entry.add(offset * h), rest))(offsets)
 
         return jax.lax.map(around, (numbers, steps))
 

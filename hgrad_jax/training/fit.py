@@ -54,6 +54,7 @@ def _how_to_go_on(checkpoints: Any = None, **others: Any) -> str:
 
 
 @interruptible(_how_to_go_on)
+@jax.disable_jit(False)  # which is for what is called: this compiles ahead
 def fit(
     transition: Transition,
     params: Params,

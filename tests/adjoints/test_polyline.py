@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hgrad_jax as hg
@@ -334,3 +335,28 @@ def test_a_damaged_run_is_flagged():
     _, info = pullback(jnp.ones(2))
     with pytest.raises(hg.HypergradientError, match="infinite or NaN"):
         hg.check(info)
+
+
+def test_states_that_begin_with_an_infinity():
+    """As `reduce_on_plateau` keeps the best value yet to come; between it and a number is none."""
+
+    def loss(params, hparams, batch, key):
+        return jnp.sum((params - 1.0) ** 2)
+
+    rule = hg.from_optax(
+        lambda h: optax.chain(optax.sgd(h["rate"]), optax.contrib.reduce_on_plateau(patience=1)),
+        loss,
+    )
+
+    @jax.jit
+    def slopes(rate):
+        def end(rate, adjoint):
+            run = {"num_steps": 6, "adjoint": adjoint}
+            return loss(
+                hg.unroll(rule, jnp.zeros(2), {"rate": rate}, None, **run).params, *[()] * 3
+            )
+
+        return [jax.grad(end)(rate, adjoint) for adjoint in (hg.Direct(), hg.Waypoints(7))]
+
+    found = slopes(jnp.float32(0.05))
+    np.testing.assert_allclose(found, -15.0629, rtol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 
 import hgrad_jax as hg
 from tests.shared import tune_child
+from tests.shared.fits import fit_quadratic
 
 DATA = jnp.linspace(-1, 1, 12).reshape(4, 3), jnp.array([0.5, -1.0, 0.25, 2.0])
 START = {"w": jnp.array([0.3, -0.1, 0.2]), "b": jnp.float32(0.1)}
@@ -98,6 +99,25 @@ def test_what_helps_to_find_faults_finds_none(setting):
     with setting():
         found = hypergradient("heavy_ball", EXACT, KEY)
     assert_close(found, hypergradient("heavy_ball", hg.Direct(), KEY))
+
+
+def test_without_jit_the_tools_still_compile():
+    """What they lower ahead has no other form; `check_hypergradient` compiles nothing ahead."""
+
+    def loss(params, hparams, batch, key):
+        return hparams["curvature"] * jnp.sum((params - 1) ** 2)
+
+    def objective(params, hparams, data):
+        return jnp.sum(params**2)
+
+    rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
+    run = (objective, rule, jnp.zeros(2), {"curvature": jnp.float32(0.7)}, None)
+    with jax.disable_jit():
+        assert hg.check_hypergradient(*run, num_steps=2, adjoint=hg.Reversible()).is_ok
+        table = hg.compare(*run, num_steps=2, adjoints=[hg.Direct(), hg.Checkpointed()])
+        assert all(row.problem is None for row in table.rows)
+        assert np.isfinite(tune_child.tune(num_meta_steps=1).history.value).all()
+        assert np.isfinite(fit_quadratic(num_epochs=2).params).all()
 
 
 def test_the_spread_of_one_run_is_no_fault():
