@@ -5,6 +5,7 @@ VENV ?= .venv
 ARGS ?=
 WORKERS ?= 2
 EXTRAS := experiments,test,dev
+WHEEL := .cache/wheel
 
 ifeq ($(VENV),none)
 PY ?= $(PYTHON)
@@ -94,8 +95,16 @@ lint: $(INSTALLED)  ## Check style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(INSTALLED)  ## Check types
+types: $(INSTALLED)  ## Check types, and that those of the built wheel are complete
 	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/built .
+	rm -rf $(WHEEL)/venv && $(PY) -m venv --without-pip $(WHEEL)/venv
+	site=$$($(WHEEL)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  $(PY) -m zipfile -e $(WHEEL)/built/hgrad_jax-*.whl "$$site" && \
+	  $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$site/others.pth"
+	pyright=$$($(PY) -c 'import os, sys; print(os.path.abspath(sys.executable))') && \
+	  cd $(WHEEL) && VIRTUAL_ENV=$$PWD/venv PATH=$$PWD/venv/bin:$$PATH \
+	  $$pyright -m pyright --verifytypes hgrad_jax --ignoreexternal
 
 docs: $(INSTALLED)  ## Write the API's pages to docs/api
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt

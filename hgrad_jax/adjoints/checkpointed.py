@@ -41,7 +41,7 @@ class Checkpointed(Adjoint):
 
     branching: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         is_int = as_int(self.branching) is not None
         if self.branching is not None and (not is_int or self.branching < 2):
             raise ValueError(

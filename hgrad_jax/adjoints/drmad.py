@@ -41,7 +41,7 @@ class EarlyDisplacement:
     factor: float = 1.0
     num_steps: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_number(self.factor) or not 0 < self.factor < np.inf:
             raise ValueError(f"factor is {self.factor!r}; it must be a positive number.")
         object.__setattr__(self, "factor", narrow(self.factor))
@@ -99,7 +99,7 @@ class DrMAD(AlongPolyline):
     reverse_steps: int | EarlyDisplacement | None = None
     clip: Clip | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_clip(self.clip)
         if not isinstance(self.reverse_steps, EarlyDisplacement | None):
             require_count("reverse_steps", self.reverse_steps, 1)
@@ -150,7 +150,7 @@ class DrMAD2(AlongPolyline):
     reverse_steps: int | EarlyDisplacement | None = None
     clip: Clip | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_clip(self.clip)
         if self.undone_steps is not None:
             require_count("undone_steps", self.undone_steps, 1)

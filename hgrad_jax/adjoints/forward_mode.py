@@ -69,7 +69,7 @@ class ForwardMode(Adjoint):
 
     memory: float = 2**31
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_number(self.memory) or not self.memory > 0:
             raise ValueError(f"memory is {self.memory!r}; it must be a positive number of bytes.")
 

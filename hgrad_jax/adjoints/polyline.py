@@ -62,7 +62,7 @@ class Clip:
     state: float | None = None
     cotangents: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("state", "cotangents"):
             bound = getattr(self, name)
             if bound is not None and not (is_number(bound) and bound > 0):

@@ -63,7 +63,7 @@ class Reversible(Adjoint):
     share_gradient: bool = True
     trace_norms: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.smallest_decay, Mapping):
             # A tuple, so that the object can be hashed.
             bounds = tuple(sorted(self.smallest_decay.items()))

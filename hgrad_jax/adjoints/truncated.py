@@ -43,7 +43,7 @@ class Truncated(Adjoint):
 
     window: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         is_int = isinstance(self.window, int | np.integer) and not isinstance(self.window, bool)
         if not is_int or self.window < 1:
             raise ValueError(

@@ -43,7 +43,7 @@ class EqualArcLength:
 
     order: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if as_int(self.order) not in (1, 2):
             raise ValueError(f"order is {self.order!r}; it must be 1 (length) or 2 (bending).")
 
@@ -130,7 +130,7 @@ class Waypoints(AlongPolyline):
     placement: EvenSteps | EqualArcLength = EvenSteps()
     clip: Clip | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_clip(self.clip)
         require_count("count", self.count, 2)
         if not isinstance(self.placement, EvenSteps | EqualArcLength):

@@ -54,7 +54,7 @@ class StepInputs(NamedTuple):
     """
 
     t: Array
-    slices: tuple
+    slices: tuple[Any, ...]
     before: dict[str, Array]
     after: dict[str, Array]
 

@@ -102,19 +102,21 @@ def _require_slope(
         )
 
 
-log = _made("log", jnp.exp, jnp.log, 0.0, np.inf)
+log: Parametrization = _made("log", jnp.exp, jnp.log, 0.0, np.inf)
 """x = exp(u), positive: the natural logarithm of a rate or coefficient."""
 
-log10 = _made("log10", lambda u: jnp.exp(np.log(10.0) * u), jnp.log10, 0.0, np.inf)
+log10: Parametrization = _made("log10", lambda u: jnp.exp(np.log(10.0) * u), jnp.log10, 0.0, np.inf)
 """x = 10**u, positive."""
 
-logit = _made("logit", jax.nn.sigmoid, jax.scipy.special.logit, 0.0, 1.0)
+logit: Parametrization = _made("logit", jax.nn.sigmoid, jax.scipy.special.logit, 0.0, 1.0)
 """x = 1 / (1 + exp(-u)), in (0, 1): a decay, a probability, a weight."""
 
-softplus = _made("softplus", jax.nn.softplus, lambda x: x + jnp.log(-jnp.expm1(-x)), 0.0, np.inf)
+softplus: Parametrization = _made(
+    "softplus", jax.nn.softplus, lambda x: x + jnp.log(-jnp.expm1(-x)), 0.0, np.inf
+)
 """x = log(1 + exp(u)), positive, and about linear where it is large."""
 
-one_minus_exp = _made(
+one_minus_exp: Parametrization = _made(
     "one_minus_exp", lambda u: -jnp.expm1(u), lambda x: jnp.log1p(-x), -np.inf, 1.0
 )
 """x = 1 - exp(u), below 1, and above 0 while u < 0: a decay by the logarithm of what it forgets."""

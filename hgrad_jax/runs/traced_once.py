@@ -54,7 +54,7 @@ class TracedOnce:
       values: what is to stand in their places, None where they stand themselves.
     """
 
-    def __init__(self, function: Callable[..., Any], closed: list[Tracer]) -> None:
+    def __init__(self, function: Callable[..., Any], closed: list[Any]) -> None:
         self.function = function
         self.closed = closed
         self.values: tuple[Any, ...] = ()
@@ -163,7 +163,7 @@ class _Itself:
 
 def trace_once(trajectory: Trajectory) -> Trajectory:
     """Returns the trajectory with all its functions traced once."""
-    closed: list[Tracer] = []
+    closed: list[Any] = []
 
     def keep(function: Any) -> Any:
         return None if function is None else TracedOnce(function, closed)

@@ -90,7 +90,9 @@ def inputs(trajectory: Trajectory, hparams: Hparams, data: Data, key: Array | No
     return Inputs(constants, schedules, data, key)
 
 
-def hparams_of(trajectory: Trajectory, constants: tuple, slices: tuple) -> Hparams:
+def hparams_of(
+    trajectory: Trajectory, constants: tuple[Any, ...], slices: tuple[Any, ...]
+) -> Hparams:
     """Returns one step's hyperparameters from the constants and its slices of the schedules."""
     leaves = [
         s if is_s else c
@@ -127,8 +129,8 @@ def batch_and_key(
 def float_step(
     trajectory: Trajectory,
     state: State,
-    constants: tuple,
-    slices: tuple,
+    constants: tuple[Any, ...],
+    slices: tuple[Any, ...],
     data: Data,
     key: Array | None,
     t: Array,

@@ -55,7 +55,7 @@ class ConjugateGradient(LinearSolver):
 
     needs_symmetry: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive_int("max_steps", self.max_steps)
         require_tolerance(self.tolerance)
         if not is_number(self.damping) or not 0 <= self.damping < np.inf:

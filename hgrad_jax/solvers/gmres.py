@@ -47,7 +47,7 @@ class GMRES(LinearSolver):
     restart: int = 20
     tolerance: float = 1e-4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive_int("max_steps", self.max_steps)
         positive_int("restart", self.restart)
         require_tolerance(self.tolerance)

@@ -52,7 +52,7 @@ class Neumann(LinearSolver):
     max_steps: int = 1000
     tolerance: float = 1e-4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive("step_size", self.step_size)
         positive_int("max_steps", self.max_steps)
         require_tolerance(self.tolerance)

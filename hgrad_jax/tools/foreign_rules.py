@@ -13,7 +13,7 @@ TRUSTED = ("jax", "jaxlib", "flax", "functools")
 """Packages whose differentiation rules are the derivatives of their functions."""
 TRANSPOSED_AS_TOLD = ("custom_linear_solve", "linear_call", "custom_transpose_call")
 """Primitives whose transposes are what their caller says."""
-RULES_OF_PRIMITIVES = (ad.primitive_jvps, ad.primitive_transposes)
+RULES_OF_PRIMITIVES: tuple[Any, ...] = (ad.primitive_jvps, ad.primitive_transposes)
 """Where JAX looks up how a primitive is differentiated."""
 
 

@@ -105,8 +105,8 @@ class Store:
     def __init__(
         self, choice: Checkpoints, fingerprint: Mapping[str, str], is_shared: bool = False
     ) -> None:
-        self.folder = Path(choice.folder).absolute()
-        self.every = choice.every
+        self.folder: Path = Path(choice.folder).absolute()
+        self.every: int = choice.every
         self._fingerprint = dict(fingerprint)
         self._is_shared = is_shared
         if is_shared:

@@ -56,7 +56,8 @@ class TuningError(HypergradientError):
 
     def __init__(self, message: str, tuned: Tuned, usable: Hparams | None = None) -> None:
         super().__init__(message)
-        self.tuned, self.usable = tuned, usable
+        self.tuned: Tuned = tuned
+        self.usable: Hparams | None = usable
 
     def __reduce__(self) -> Any:
         # From one process to another.

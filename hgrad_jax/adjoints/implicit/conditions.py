@@ -69,7 +69,7 @@ class Stationary(Condition):
 
     loss: Loss
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         call = "loss(params, hparams, batch, key)"
         require_function(self.loss, call, "a function that returns a floating-point scalar")
 
@@ -120,7 +120,7 @@ class Root(Condition):
 
     function: VectorField
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         call = "function(params, hparams, batch, key)"
         require_function(self.function, call, "a function that returns a tree like params")
 
@@ -146,7 +146,7 @@ class FixedPoint(Condition):
 
     function: VectorField
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         call = "function(params, hparams, batch, key)"
         require_function(self.function, call, "a function that returns a tree like params")
 

@@ -134,7 +134,7 @@ class Implicit(Adjoint):
     batches: int | None = None
     stationarity_tolerance: float = 1e-2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.condition is not None and not isinstance(self.condition, Condition):
             raise TypeError(
                 f"condition is {self.condition!r}; pass Stationary(loss), Root(function), "
