@@ -19,6 +19,7 @@ from hgrad_jax.forward_gradients.directions import Directions, Rademacher
 from hgrad_jax.forward_gradients.forward_gradient import check_count, direction_key
 from hgrad_jax.forward_gradients.independence import is_mixing
 from hgrad_jax.forward_gradients.perturbed import (
+    Losses,
     chosen,
     losses_through,
     perturbed_units,
@@ -29,12 +30,6 @@ from hgrad_jax.inputs.functions import require_function
 from hgrad_jax.rules.gradients import GradientProvider, scalar
 from hgrad_jax.tools.trees import shown
 from hgrad_jax.types import Array
-
-Layer = Callable[[int, Callable[[Array], Array], Array], Array]
-"""`layer(l, apply, x) -> z`: what stands in for the l-th perturbed layer."""
-
-Losses = Callable[[Layer, Any], Array]
-"""`losses(layer, params) -> [B]`, with `layer` in place of every perturbed one."""
 
 
 def activity_forward_gradient(

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import Var
 
-from hgrad_jax.forward_gradients.activity_gradient import Layer, Losses
 from hgrad_jax.inputs.functions import traced
 from hgrad_jax.models.batch_norm import BatchNorm
 from hgrad_jax.types import Array
+
+Layer = Callable[[int, Callable[[Array], Array], Array], Array]
+"""`layer(l, apply, x) -> z`: what stands in for the l-th perturbed layer."""
+
+Losses = Callable[[Layer, Any], Array]
+"""`losses(layer, params) -> [B]`, with `layer` in place of every perturbed one."""
 
 
 def losses_through(

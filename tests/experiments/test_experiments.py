@@ -31,7 +31,7 @@ SCRIPTS = [
 
 
 def name_of(script):
-    return script.__name__.removeprefix("experiments.")
+    return script.__name__.split(".")[1]
 
 
 def having(name):
@@ -110,11 +110,11 @@ class TestEveryExperiment:
         for field in dataclasses.fields(script.Config):
             assert "--" + field.name.replace("_", "-") in text
         assert all(len(line) <= 80 for line in text.splitlines())
-        assert text.startswith(f"usage: python -m {script.__name__} [options]\n")
+        assert text.startswith(f"usage: python -m experiments.{name_of(script)} [options]\n")
         assert " ".join(script.__doc__.split()) in " ".join(text.split())
 
     def test_its_examples_are_commands_that_it_takes(self, script):
-        start = f"    python -m {script.__name__} "
+        start = f"    python -m experiments.{name_of(script)} "
         lines = [line for line in script.__doc__.splitlines() if line.startswith(start)]
         assert lines
         for line in lines:
