@@ -1,7 +1,7 @@
 """`check`: turns the flags of a run into an exception on the host, with cause and remedy."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -18,7 +18,14 @@ class HypergradientError(RuntimeError):
     """A run or its hypergradient is not what it should be; the message says why and what to do."""
 
 
-def checkable(also: Callable[[Any], None] = lambda result: None) -> Callable[[Result], Result]:
+def _nothing(result: Any) -> None:
+    """What `info` says is all."""
+
+
+_checkable: dict[type, Callable[[Any], None]] = {Unrolled: _nothing, Hypergradient: _nothing}
+
+
+def checkable(also: Callable[[Any], None] = _nothing) -> Callable[[Result], Result]:
     """Returns a decorator of classes with an `info`, which `check` takes then.
 
     Args:
@@ -30,11 +37,6 @@ def checkable(also: Callable[[Any], None] = lambda result: None) -> Callable[[Re
         return result
 
     return register
-
-
-_checkable: dict[type, Callable[[Any], None]] = {}
-for _class in (Unrolled, Hypergradient):
-    checkable()(_class)
 
 
 def check(info: Info) -> Info:
@@ -50,7 +52,7 @@ def check(info: Info) -> Info:
       TypeError: `info` is traced, or none of these.
     """
     also = _checkable.get(type(info))
-    found: Any = info if also is None else getattr(info, "info")  # noqa: B009
+    found = info if also is None else cast(Any, info).info
     if not isinstance(found, RunInfo | BackwardInfo):
         if isinstance(getattr(info, "found", None), Hypergradient):
             raise TypeError("info is a MetaStep; pass what its runs found: hg.check(step.found).")

@@ -53,15 +53,11 @@ def is_untrue(equation: Any) -> bool:
         tuple(v.aval.dtype for v in (*inputs, *outputs)),
         tuple(inner.primitive.name for inner in function.eqns),
     )
-    if name not in _found:
-        shares = (
-            _shares(equation, inputs, outputs) if _is_measurable(equation, inputs, outputs) else ()
-        )
-        if not shares:
-            return False
-        share = SHARE + _step(v.aval for v in (*inputs, *outputs))
-        _found[name] = min(shares) > share
-    return _found[name]
+    if name not in _found and _is_measurable(equation, inputs, outputs):
+        shares = _shares(equation, inputs, outputs)
+        if shares:
+            _found[name] = min(shares) > SHARE + _step(v.aval for v in (*inputs, *outputs))
+    return _found.get(name, False)
 
 
 def _is_measurable(equation: Any, inputs: list[Any], outputs: list[Any]) -> bool:

@@ -132,8 +132,8 @@ class Loop(NamedTuple):
                             raise TuningError(
                                 reason, tuned(reason), fetch(usable) if is_any_usable else None
                             )
-                        # Seen by the caller of `tune`.
-                        warnings.warn(f"meta-step {k} is skipped: {problem}", RuntimeWarning, 4)
+                        # Seen by the caller of `tune`, who is above its two decorators.
+                        warnings.warn(f"meta-step {k} is skipped: {problem}", RuntimeWarning, 5)
                     else:
                         hparams, opt_state = found.hparams, found.opt_state
                     update(self._caption(rows))

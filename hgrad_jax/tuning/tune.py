@@ -58,6 +58,7 @@ def _how_to_go_on(records: Any = None, **others: Any) -> str:
 
 
 @interruptible(_how_to_go_on)
+@jax.disable_jit(False)  # which is for what is called: this compiles ahead
 def tune(
     objective: Objective,
     transition: Transition,

@@ -116,6 +116,7 @@ def test_without_jit_the_tools_still_compile():
         assert hg.check_hypergradient(*run, num_steps=2, adjoint=hg.Reversible()).is_ok
         table = hg.compare(*run, num_steps=2, adjoints=[hg.Direct(), hg.Checkpointed()])
         assert all(row.problem is None for row in table.rows)
+        assert np.isfinite(tune_child.tune(num_meta_steps=1).history.value).all()
         assert np.isfinite(fit_quadratic(num_epochs=2).params).all()
 
 
