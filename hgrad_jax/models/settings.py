@@ -44,7 +44,7 @@ def require_callables(**functions: Any) -> tuple[Callable[..., Any], ...]:
     """
     found = []
     for name, function in functions.items():
-        example = "hgrad_jax.models.lecun_normal()" if "init" in name else "flax.linen.relu"
+        example = "hgrad_jax.models.he_normal()" if "init" in name else "flax.linen.relu"
         if not callable(function):
             raise TypeError(f"{name} is {function!r}; pass a function such as {example}.")
         arguments = "(key, shape, dtype)" if "init" in name else "(x)"
