@@ -286,7 +286,7 @@ class TestInitializers:
             ),
             (
                 lambda: init(MLP((4, 3), kernel_init=cast(Any, "zeros"))),
-                r"kernel_init is 'zeros'; pass a function such as hgrad_jax.models.lecun",
+                r"kernel_init is 'zeros'; pass a function such as hgrad_jax.models.he_normal",
             ),
             (
                 lambda: init(MLP((4, 3), kernel_init=cast(Any, (1.0, 2.0)))),
