@@ -35,8 +35,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: $(INSTALLED)  ## Tune the digits classifier's hyperparameters by their gradients (ARGS=...)
 	$(PY) -m experiments.tune_digits $(ARGS)
 
+# First what holds of any code, compiled fast; then what is claimed of the code that users get.
 test: $(INSTALLED)  ## Run the tests and the doctests
-	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+	@XLA_FLAGS="$$($(PY) -m tests.quick_flags) $$XLA_FLAGS" \
+	  $(PY) -m pytest -n $(WORKERS) -m "not slow and not fuzz and not compiled" $(ARGS); first=$$?; \
+	$(PY) -m pytest -n $(WORKERS) -m "compiled and not slow" $(ARGS); second=$$?; \
+	case "$$first $$second" in "0 0"|"0 5"|"5 0") ;; *) exit 1 ;; esac  # 5: ARGS choose none
 
 test-slow: $(INSTALLED)  ## Run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)

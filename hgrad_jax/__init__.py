@@ -72,6 +72,7 @@ from hgrad_jax.rules.rmsprop import rmsprop as rmsprop
 from hgrad_jax.rules.rmsprop import rmsprop_momentum as rmsprop_momentum
 from hgrad_jax.rules.sgd import sgd as sgd
 from hgrad_jax.rules.source import field as field
+from hgrad_jax.run import Run as Run
 from hgrad_jax.runs.adjoint import Adjoint as Adjoint
 from hgrad_jax.runs.adjoint import Work as Work
 from hgrad_jax.solvers.conjugate_gradient import ConjugateGradient as ConjugateGradient
@@ -161,6 +162,7 @@ __all__ = [
     "Records",
     "Reversible",
     "Root",
+    "Run",
     "RunInfo",
     "Skip",
     "Slot",

@@ -6,6 +6,7 @@ reverse over reverse does (Pearlmutter 1994). Where a rule inside the loss need 
 are then those with its transpose, which hypergradients are made of, by reverse over reverse.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.inputs.functions import ASKED_FOR_VALUE, require_function
 from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs import validate
 from hgrad_jax.tools.foreign_rules import has_foreign_rule
 from hgrad_jax.tools.trees import is_like, require_like, shown
-from hgrad_jax.types import Array, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 from hgrad_jax.unroll import unroll
 
 
@@ -136,7 +138,7 @@ def _fitting(loss: Any, second: str = "arg0") -> Callable[..., Array]:
 
 
 def jacobian_of_final_params(
-    transition: Transition, params: Params, hparams: Hparams, data: Data, **settings: Any
+    run: Run, params: Params, hparams: Hparams, data: Data, *, key: Array | None = None
 ) -> Params:
     """Returns the derivatives of the trained parameters with respect to every hyperparameter.
 
@@ -146,37 +148,34 @@ def jacobian_of_final_params(
     not for schedules, each step of which is a hyperparameter.
 
     Args:
-      transition: as `unroll`.
+      run: as `unroll`; its adjoint is not used, which forward mode does not need.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
-      **settings: the other arguments of `unroll`, but for `adjoint`.
+      key: as `unroll`.
 
     Returns:
       A tree like `params` whose leaves are trees like `hparams`, of arrays `[*param, *hparam]`.
 
     Raises:
-      TypeError: an adjoint is given: forward mode needs none.
-      ValueError: hparams is empty.
+      ValueError: hparams is empty; else as `unroll`.
+      TypeError: as `unroll`.
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
       >>> hg.jacobian_of_final_params(
-      ...     rule, jnp.array([1.0, 2.0]), {"learning_rate": jnp.float32(0.5)}, None, num_steps=2
+      ...     hg.Run(rule, num_steps=2), jnp.array([1.0, 2.0]), {"learning_rate": 0.5}, None
       ... )
       {'learning_rate': Array([-1., -2.], dtype=float32)}
     """
-    if "adjoint" in settings:
-        raise TypeError(
-            f"adjoint is {settings['adjoint']!r}; forward mode needs none: leave it out, or call "
-            "jax.grad of unroll."
-        )
-
+    require_run(run)
     if not jax.tree.leaves(hparams):
         raise ValueError("hparams is an empty tree; there is nothing to differentiate with.")
 
+    direct = dataclasses.replace(run, adjoint=Direct())
+
     def end(hparams: Hparams) -> Params:
-        return unroll(transition, params, hparams, data, adjoint=Direct(), **settings).params
+        return unroll(direct, params, hparams, data, key=key).params
 
     return jax.jacfwd(end)(validate.floating(hparams, "hparams"))

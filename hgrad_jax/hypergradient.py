@@ -9,24 +9,21 @@ outer step, which is the user's (an optax optimizer), and reading the flags, whi
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.inputs.functions import require_arrays, require_function, traced
+from hgrad_jax.run import Run, is_schedule, require_run
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.trajectory import all_finite
 from hgrad_jax.types import (
     Array,
     BackwardInfo,
-    BatchFn,
     Data,
     Hparams,
     Params,
-    State,
     Transition,
     Unrolled,
 )
@@ -57,18 +54,13 @@ class Hypergradient(NamedTuple):
 
 def value_and_hypergradient(
     objective: Objective,
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     outer_data: Data = None,
     *,
-    num_steps: int,
     key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
-    record: Callable[[State, Data], Any] | None = None,
-    adjoint: Adjoint = Direct(),
 ) -> Hypergradient:
     """Trains as `unroll` does and returns the objective of the result with its hypergradient.
 
@@ -78,17 +70,12 @@ def value_and_hypergradient(
     Args:
       objective: `objective(params, hparams, outer_data) -> floating-point scalar`, of the trained
         parameters and of the hyperparameters as they are passed here, schedules whole.
-      transition: as `unroll`.
+      run: as `unroll`; what it records is in `unrolled`, and the objective does not see it.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
       outer_data: pytree of arrays for the objective, say the validation set.
-      num_steps: as `unroll`.
       key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
-      record: as `unroll`; the trace is in `unrolled`, and the objective does not see it.
-      adjoint: as `unroll`.
 
     Returns:
       The Hypergradient. Its flags are not read here: pass its `info` to `hg.check`.
@@ -104,9 +91,9 @@ def value_and_hypergradient(
       >>> def objective(params, hparams, target):
       ...     return jnp.sum((params - target) ** 2) + 0.1 * hparams["l2"]
       >>> hparams = {"l2": 0.5, "learning_rate": 0.1, "momentum": 0.5}
+      >>> run = hg.Run(hg.heavy_ball(loss), num_steps=200, adjoint=hg.Checkpointed())
       >>> found = hg.value_and_hypergradient(
-      ...     objective, hg.heavy_ball(loss), jnp.zeros(2), hparams, None, jnp.ones(2),
-      ...     num_steps=200, adjoint=hg.Checkpointed(),
+      ...     objective, run, jnp.zeros(2), hparams, None, jnp.ones(2)
       ... )
       >>> bool(hg.check(found.info).is_finite)
       True
@@ -120,25 +107,14 @@ def value_and_hypergradient(
     require_function(
         objective, "objective(params, hparams, outer_data)", "a function that returns a scalar"
     )
-    validate.adjoint_serves(adjoint, transition)
+    require_run(run)
     require_arrays(outer_data, "outer_data")
-    is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
+    schedules = is_schedule(run, hparams)
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
-    _require_scalar(objective, transition, params, hparams, is_schedule, outer_data)
+    _require_scalar(objective, run.transition, params, hparams, schedules, outer_data)
 
-    unrolled, pullback = vjp(
-        transition,
-        params,
-        hparams,
-        data,
-        num_steps=num_steps,
-        key=key,
-        batch_fn=batch_fn,
-        hparams_axes=hparams_axes,
-        record=record,
-        adjoint=adjoint,
-    )
+    unrolled, pullback = vjp(run, params, hparams, data, key=key)
     value, pull = jax.vjp(lambda p, h: objective(p, h, outer_data), unrolled.params, hparams)
     params_bar, direct = pull(jnp.ones_like(value))
     bars, info = pullback(params_bar)
@@ -152,14 +128,14 @@ def _require_scalar(
     transition: Transition,
     params: Params,
     hparams: Hparams,
-    is_schedule: tuple[bool, ...],
+    schedules: tuple[bool, ...],
     outer_data: Data,
 ) -> None:
     """Raises if the objective is not a floating-point scalar, before the training, not after it."""
 
     def before_training(params: Params, hparams: Hparams, outer_data: Data) -> Array:
         leaves, treedef = jax.tree.flatten(hparams)
-        first = [x[0] if s else x for x, s in zip(leaves, is_schedule, strict=True)]
+        first = [x[0] if s else x for x, s in zip(leaves, schedules, strict=True)]
         state = transition.init(params, jax.tree.unflatten(treedef, first))
         return objective(transition.params(state), hparams, outer_data)
 

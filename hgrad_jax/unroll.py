@@ -1,4 +1,4 @@
-"""`unroll` trains for T steps, differentiably; `vjp` does so and returns the pullback.
+"""`unroll` trains as a `Run` says, differentiably; `vjp` does so and returns the pullback.
 
 The pullback of `vjp` also says what happened on the way back, which `jax.grad` cannot return.
 """
@@ -9,23 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.adjoints.direct import Direct
+from hgrad_jax.inputs.arguments import prng_key
+from hgrad_jax.run import Run, require_run, trajectory_of
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.first_step import forward_mode_explained
 from hgrad_jax.runs.traced_once import trace_once
-from hgrad_jax.runs.trajectory import Trajectory, inputs
+from hgrad_jax.runs.trajectory import inputs
 from hgrad_jax.tools.trees import require_like
-from hgrad_jax.types import (
-    BackwardInfo,
-    BatchFn,
-    Data,
-    Hparams,
-    Params,
-    State,
-    Transition,
-    Unrolled,
-)
+from hgrad_jax.types import BackwardInfo, Data, Hparams, Params, Unrolled
 
 
 class Bars(NamedTuple):
@@ -41,41 +32,23 @@ class Bars(NamedTuple):
 
 
 def unroll(
-    transition: Transition,
-    params: Params,
-    hparams: Hparams,
-    data: Data,
-    *,
-    num_steps: int,
-    key: jax.Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
-    record: Callable[[State, Data], Any] | None = None,
-    adjoint: Adjoint = Direct(),
+    run: Run, params: Params, hparams: Hparams, data: Data, *, key: jax.Array | None = None
 ) -> Unrolled:
-    """Trains for `num_steps` steps; differentiable in `params` and `hparams` as `adjoint` says.
+    """Trains as `run` says; differentiable in `params` and `hparams` as its adjoint says.
 
     A program of pure JAX: use it under `jit`, `vmap` and `grad`. Called outside `jit` it compiles
     anew each time. Every function is traced once, whatever passes the adjoint takes, and is
     differentiated in what it closes over, too.
 
     Args:
-      transition: the elementary update.
+      run: what the training is.
       params: initial parameters, a pytree of floating-point arrays.
       hparams: hyperparameters, a pytree of floating-point arrays; the loss, the rule and the
         initial state may use them.
       data: pytree of arrays that batches are made from; never differentiated (put what is to be
         learned into `hparams`).
-      num_steps: T, a positive int.
       key: PRNG key. Step t uses `fold_in(key, t)` and from it one key for the batch and one for the
         loss; None hands None to both.
-      batch_fn: `batch_fn(data, t, key) -> batch`, pure; None hands `data` to the loss.
-      hparams_axes: tree prefix of `hparams` in the words of `jax.vmap`: 0 where the leading axis
-        `[T, ...]` is the step, None where a value holds for all steps. None for the whole is
-        refused where a leaf has T rows and would serve as a schedule too, lest one be forgotten.
-      record: `record(state, data) -> pytree of float arrays`, evaluated after every step;
-        differentiable.
-      adjoint: how the trajectory is differentiated.
 
     Returns:
       The trained parameters, the last state, the info and the trace. Read the info with `check`.
@@ -86,33 +59,21 @@ def unroll(
     Example:
       >>> import jax, jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum((params - 3.0) ** 2))
+      >>> run = hg.Run(rule, num_steps=5, adjoint=hg.Reversible())
       >>> def end(rate):
       ...     hparams = {"learning_rate": rate, "momentum": 0.5}
-      ...     settings = {"num_steps": 5, "adjoint": hg.Reversible()}
-      ...     return jnp.sum(hg.unroll(rule, jnp.zeros(2), hparams, None, **settings).params)
+      ...     return jnp.sum(hg.unroll(run, jnp.zeros(2), hparams, None).params)
       >>> print(f"{jax.grad(end)(jnp.float32(0.1)):.3f}")
       29.358
     """
-    adjoint, trajectory, params, given = _start(
-        transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
-    )
+    adjoint, trajectory, params, given = _start(run, params, hparams, data, key)
     with forward_mode_explained(adjoint.without_forward_mode, trajectory, params, given):
         state, info, trace = adjoint.run(trajectory, params, given)
-    return Unrolled(transition.params(state), state, jax.lax.stop_gradient(info), trace)
+    return Unrolled(run.transition.params(state), state, jax.lax.stop_gradient(info), trace)
 
 
 def vjp(
-    transition: Transition,
-    params: Params,
-    hparams: Hparams,
-    data: Data,
-    *,
-    num_steps: int,
-    key: jax.Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
-    record: Callable[[State, Data], Any] | None = None,
-    adjoint: Adjoint = Direct(),
+    run: Run, params: Params, hparams: Hparams, data: Data, *, key: jax.Array | None = None
 ) -> tuple[Unrolled, Callable[..., tuple[Bars, BackwardInfo]]]:
     """Trains as `unroll` does, and returns the run with its pullback.
 
@@ -126,18 +87,16 @@ def vjp(
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(params**2))
       >>> hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
-      >>> settings = {"num_steps": 9, "adjoint": hg.Reversible()}
-      >>> out, pullback = hg.vjp(rule, jnp.ones(2), hparams, None, **settings)
+      >>> run = hg.Run(rule, num_steps=9, adjoint=hg.Reversible())
+      >>> out, pullback = hg.vjp(run, jnp.ones(2), hparams, None)
       >>> bars, info = pullback(out.params)
       >>> bool(hg.check(info).is_restored)
       True
     """
-    adjoint, trajectory, params, given = _start(
-        transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
-    )
+    adjoint, trajectory, params, given = _start(run, params, hparams, data, key)
     with forward_mode_explained(adjoint.without_forward_mode, trajectory, params, given):
         (end, info, trace), pull_run = adjoint.vjp(trajectory, params, given)
-    read, pull_params = jax.vjp(transition.params, end)
+    read, pull_params = jax.vjp(run.transition.params, end)
     unrolled = Unrolled(read, end, info, trace)
 
     def pullback(params_bar, trace_bar=None):
@@ -156,25 +115,19 @@ def vjp(
     return unrolled, pullback
 
 
-def _start(
-    transition, params, hparams, data, num_steps, key, batch_fn, hparams_axes, record, adjoint
-):
+def _start(run: Run, params: Params, hparams: Hparams, data: Data, key: jax.Array | None) -> Any:
     """Checks everything that can be checked before the first step."""
-    validate.adjoint_serves(adjoint, transition)
-    validate.run_functions(batch_fn, key, record)
-    is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
-    treedef = jax.tree.structure(hparams)
-    trajectory = trace_once(
-        Trajectory(transition, num_steps, batch_fn, is_schedule, treedef, record)
-    )
+    require_run(run)
+    prng_key("key", key)
+    trajectory = trace_once(trajectory_of(run, hparams))
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
     data = validate.not_differentiated(data)
     given = inputs(trajectory, hparams, data, key)
     validate.step(trajectory, params, given)
-    if hparams_axes is None:
+    if run.hparams_axes is None:
         validate.no_forgotten_schedule(trajectory, params, hparams, given)
-    adjoint = adjoint.traced_once(trajectory.keep)
+    adjoint = run.adjoint.traced_once(trajectory.keep)
     adjoint.require_inputs(trajectory, params, given)
     # By now every function of the run has been traced.
     return adjoint, trajectory, params, given._replace(closed=tuple(trajectory.closed))

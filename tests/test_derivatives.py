@@ -40,21 +40,22 @@ def test_products_equal_the_dense_ones():
 def test_the_jacobian_of_a_run_holds_its_gradients():
     """Contracted with a cotangent it is what reverse mode returns."""
     hparams, axes = regression.hparams_and_axes("per tensor")
-    settings = {
-        "num_steps": regression.NUM_STEPS,
-        "key": jnp.asarray(regression.KEY),
-        "batch_fn": regression.batch_fn,
-        "hparams_axes": axes,
-    }
-    rule, start, data = hg.momentum(regression.loss), regression.start(), regression.data()
+    start, data, key = regression.start(), regression.data(), jnp.asarray(regression.KEY)
+    run = hg.Run(
+        hg.momentum(regression.loss),
+        num_steps=regression.NUM_STEPS,
+        batch_fn=regression.batch_fn,
+        hparams_axes=axes,
+        adjoint=hg.Checkpointed(),
+    )
 
     @jax.jit
     def jacobian_of(hparams):
-        return hg.jacobian_of_final_params(rule, start, hparams, data, **settings)
+        return hg.jacobian_of_final_params(run, start, hparams, data, key=key)
 
     jacobian = jacobian_of(hparams)
     bar = jax.tree.map(jnp.cos, regression.start())
-    _, pullback = hg.vjp(rule, start, hparams, data, **settings, adjoint=hg.Checkpointed())
+    _, pullback = hg.vjp(run, start, hparams, data, key=key)
     want = pullback(bar)[0].hparams
     is_hparams = lambda tree: jax.tree.structure(tree) == jax.tree.structure(hparams)  # noqa: E731
     rows = jax.tree.leaves(jacobian, is_leaf=is_hparams)
@@ -67,18 +68,6 @@ def test_the_jacobian_of_a_run_holds_its_gradients():
     )
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * float(np.max(np.abs(b))))
-
-
-def test_forward_mode_takes_no_adjoint():
-    with pytest.raises(TypeError, match="adjoint is Direct"):
-        hg.jacobian_of_final_params(
-            hg.sgd(lambda p, h, b, k: jnp.sum(p**2)),
-            jnp.ones(2),
-            {"learning_rate": 0.1},
-            None,
-            num_steps=2,
-            adjoint=hg.Direct(),
-        )
 
 
 def test_directions_of_another_dtype():

@@ -83,7 +83,7 @@ import sys
 sys.modules.update(dict.fromkeys(["flax", "tensorflow_datasets", "matplotlib", "orbax", "rich"]))
 import jax, hgrad_jax as hg
 rule = hg.heavy_ball(lambda p, h, b, k: h * p**2, learning_rate=0.1, momentum=0.5)
-end = lambda h: hg.unroll(rule, 1.0, h, None, num_steps=1).params
+end = lambda h: hg.unroll(hg.Run(rule, num_steps=1), 1.0, h, None).params
 print(round(float(jax.grad(end)(1.0)), 4))
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

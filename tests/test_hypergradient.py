@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -41,27 +42,25 @@ def objective(params, hparams, valid):
 
 RULE = hg.heavy_ball(loss, learning_rate=lambda hparams: jnp.exp(hparams["log_rate"]))
 DATA = (INPUTS, TARGETS)
-SETTINGS = {
-    "num_steps": NUM_STEPS,
-    "key": KEY,
-    "batch_fn": minibatches(4),
-    "hparams_axes": AXES,
-}
+RUN = hg.Run(RULE, num_steps=NUM_STEPS, batch_fn=minibatches(4), hparams_axes=AXES)
 
 
 def composed(adjoint, objective=objective):
+    run = dataclasses.replace(RUN, adjoint=adjoint)
+
     def value(params, hparams):
-        end = hg.unroll(RULE, params, hparams, DATA, **SETTINGS, adjoint=adjoint)
+        end = hg.unroll(run, params, hparams, DATA, key=KEY)
         return objective(end.params, hparams, VALID)
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
 
 
 @functools.cache  # compiling takes seconds
-def found(adjoint, objective=objective, **settings):
+def found(adjoint, objective=objective, **changes):
+    run = dataclasses.replace(RUN, adjoint=adjoint, **changes)
     return jax.jit(
         lambda params, hparams: hg.value_and_hypergradient(
-            objective, RULE, params, hparams, DATA, VALID, **SETTINGS | settings, adjoint=adjoint
+            objective, run, params, hparams, DATA, VALID, key=KEY
         )
     )
 
@@ -105,11 +104,10 @@ def test_python_numbers_are_hyperparameters_too():
     rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
     out = hg.value_and_hypergradient(
         lambda params, hparams, _: jnp.sum(params) + hparams["momentum"],
-        rule,
+        hg.Run(rule, num_steps=1),
         jnp.ones(1),
         {"learning_rate": 1.0, "momentum": 0.5},
         None,
-        num_steps=1,
     )
     # x' = 1 - lr (1 - g), plus g.
     assert_close(out.value, 1.0)

@@ -101,13 +101,11 @@ def study(config: Config, num_steps: int) -> hg.Comparison:
     )
     return hg.compare(
         rescaled_mlp.validation_loss(model),
-        rule,
+        hg.Run(rule, num_steps=num_steps, batch_fn=minibatches(config.batch_size)),
         params,
         jax.tree.map(jnp.zeros_like, params),
         images.train,
         images.valid,
-        num_steps=num_steps,
-        batch_fn=minibatches(config.batch_size),
         adjoints=adjoints(config, num_steps),
         repeats=1 if num_steps < 10_000 else 0,
     )

@@ -75,7 +75,7 @@ def measure(case: str, config: Config, console: Console) -> list[dict[str, Any]]
         temp_bytes = None if memory is None else memory.temp_size_in_bytes
         records[program] = {
             "case": case,
-            "num_steps": problem.num_steps,
+            "num_steps": problem.run.num_steps,
             "program": program,
             "seconds": [],
             "temp_bytes": temp_bytes,

@@ -34,25 +34,21 @@ class Problem(NamedTuple):
     Attributes:
       loss: `loss(params, hparams, batch, key)`, mean cross-entropy and L2.
       validation_loss: `validation_loss(params, hparams, valid)`, mean cross-entropy.
-      rule: the library's transition.
+      run: the library's training.
       smallest_decay: of the rule's variables, for `hg.Reversible`.
       start: `start(params) -> slots`, of the rule by hand.
       update: `update(gradient, params, slots, hparams, t) -> params, slots`, of the rule by hand.
-      batch_fn: `batch_fn(train, t, key) -> batch`.
-      num_steps: T.
-      hparams_axes: which hyperparameters are schedules.
+      batch_fn: `batch_fn(train, t, key) -> batch`, of the run.
       args: params, hparams, train, valid: what every measured program is called with.
     """
 
     loss: Callable[..., Array]
     validation_loss: Callable[..., Array]
-    rule: hg.Transition
+    run: hg.Run
     smallest_decay: Any
     start: Callable[[Any], Any]
     update: Callable[..., Any]
     batch_fn: Callable[..., Any]
-    num_steps: int
-    hparams_axes: dict[str, Any]
     args: tuple[Any, dict[str, Array], Dataset, Dataset]
 
 
@@ -98,16 +94,16 @@ def make_problem(name: str, num_steps: int, *, seed: int, data_dir: str | None) 
         hparams |= {"learning_rate": jnp.geomspace(0.3, 0.03, num_steps)}
         rule, smallest_decay = hg.momentum(loss), 0.9
         start, update = start_momentum, update_momentum
+    batch_fn = minibatches(batch_size)
+    axes = {hparam: AXES[hparam] for hparam in hparams}
     return Problem(
         loss=loss,
         validation_loss=functools.partial(validation_loss, model),
-        rule=rule,
+        run=hg.Run(rule, num_steps=num_steps, batch_fn=batch_fn, hparams_axes=axes),
         smallest_decay=smallest_decay,
         start=start,
         update=update,
-        batch_fn=minibatches(batch_size),
-        num_steps=num_steps,
-        hparams_axes={hparam: AXES[hparam] for hparam in hparams},
+        batch_fn=batch_fn,
         args=(dict(params), hparams, train, valid),
     )
 

@@ -3,6 +3,7 @@
 Every program is a function `program(params, hparams, train, valid)` of a problem's `args`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,7 @@ def train_plainly(
         return problem.update(evaluate(state[0], t), *state, hparams, t), None
 
     start = (params, problem.start(params))
-    return jax.lax.scan(step, start, jnp.arange(problem.num_steps))[0][0]
+    return jax.lax.scan(step, start, jnp.arange(problem.run.num_steps))[0][0]
 
 
 def differentiate_twice(
@@ -74,25 +75,15 @@ def differentiate_twice(
     # A direction of its own: along the parameters themselves XLA merges the first layer's two
     # products of inputs and weights, and the floor comes out 15 % too low.
     start = (params, jax.tree.map(lambda p: jnp.cos(100.0 * p), params))
-    return jax.lax.scan(step, start, jnp.arange(problem.num_steps))[0]
+    return jax.lax.scan(step, start, jnp.arange(problem.run.num_steps))[0]
 
 
 def hypergradient(
     problem: Problem, adjoint: Any, params: Any, hparams: Any, train: Any, valid: Any
 ) -> dict[str, Any]:
     """Returns the hypergradient by name of what it is with respect to, and whether it is sound."""
-    found = hg.value_and_hypergradient(
-        problem.validation_loss,
-        problem.rule,
-        params,
-        hparams,
-        train,
-        valid,
-        num_steps=problem.num_steps,
-        batch_fn=problem.batch_fn,
-        hparams_axes=problem.hparams_axes,
-        adjoint=adjoint,
-    )
+    run = dataclasses.replace(problem.run, adjoint=adjoint)
+    found = hg.value_and_hypergradient(problem.validation_loss, run, params, hparams, train, valid)
     return {
         "bars": {**found.hparams, "params": found.params},
         "is_finite": found.info.is_finite,

@@ -65,17 +65,11 @@ class Config:
 def trained(problem: Problem, provider: Callable[..., Any], *args: Any) -> Any:
     """Returns the parameters after T steps."""
     params, hparams, data, key = args
-    return hg.unroll(
-        hg.momentum(problem.loss, gradient=provider),
-        params,
-        # So short a step that every program does the same work on the same numbers.
-        hparams | {"learning_rate": 1e-4 * hparams["learning_rate"]},
-        data,
-        num_steps=problem.num_steps,
-        key=key,
-        batch_fn=problem.batch_fn,
-        hparams_axes=problem.hparams_axes,
-    ).params
+    rule = hg.momentum(problem.loss, gradient=provider)
+    run = dataclasses.replace(problem.run, transition=rule)
+    # So short a step that every program does the same work on the same numbers.
+    hparams = hparams | {"learning_rate": 1e-4 * hparams["learning_rate"]}
+    return hg.unroll(run, params, hparams, data, key=key).params
 
 
 def measure(name: str, config: Config) -> list[dict[str, Any]]:

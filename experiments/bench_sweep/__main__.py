@@ -67,12 +67,12 @@ def make_run(case: str, num_steps: int) -> Any:
         logits = model.apply({"params": params}, batch.inputs, train=True)
         return cross_entropy(jnp.asarray(logits), batch.labels)
 
-    rule, batch_fn = hg.heavy_ball(loss), minibatches(int(batch))
+    training = hg.Run(hg.heavy_ball(loss), num_steps=num_steps, batch_fn=minibatches(int(batch)))
 
     def run(hparams: Any, key: Any, data: Any) -> jax.Array:
         params = model.init(key, data.inputs[:1], train=False)["params"]
-        run = {"num_steps": num_steps, "key": key, "batch_fn": batch_fn}
-        return loss(hg.unroll(rule, params, hparams, data, **run).params, None, data, None)
+        out = hg.unroll(training, params, hparams, data, key=key)
+        return loss(out.params, None, data, None)
 
     return run
 

@@ -4,17 +4,17 @@ Figures 3.4 to 3.6 of St. Jules (2017), at the scales that meta-step 11 of the f
 along DrMAD's signs starts with, or the last one that is recorded.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import hgrad_jax as hg
 from experiments.drmad_study import tuning
 from experiments.drmad_study.config import Config
-from experiments.drmad_study.problem import problem, start
+from experiments.drmad_study.problem import adjoints, problem, start
 from experiments.drmad_study.records import SETTINGS, Journal, journal
 from hgrad_jax.diagnostics.cotangents import CotangentNorms
 from hgrad_jax.diagnostics.reversal import ReversalErrors
@@ -41,16 +41,11 @@ def measure(config: Config, num_steps: int) -> None:
     if k:
         records = journal(config, num_steps, "DrMAD", seed).records
         scales = tuning.scales_before(given, records, k)
-    what = problem(config)
-    axes = jax.tree.map(lambda _: None, scales)  # also where T is a number of units
-    run = {"num_steps": num_steps, "batch_fn": what.batch_fn, "hparams_axes": axes}
-    exactly = hg.Reversible(smallest_decay=config.momentum)
+    objective, run = problem(config, num_steps, scales)
+    run = dataclasses.replace(run, adjoint=adjoints(config)["exact"])
     args = (given.params, scales, given.images.train)
-    norms = hg.cotangent_norms(
-        what.objective, what.rule, *args, given.images.valid, **run, adjoint=exactly
-    )
-    every = max(1, num_steps // NUM_STATES)
-    undone = hg.reversal_errors(what.rule, *args, **run, every=every, adjoint=exactly)
+    norms = hg.cotangent_norms(objective, run, *args, given.images.valid)
+    undone = hg.reversal_errors(run, *args, every=max(1, num_steps // NUM_STATES))
     at = _thinned(num_steps)
     book.add(
         {

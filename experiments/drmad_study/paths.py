@@ -6,6 +6,7 @@ where the first one ended. The hyperparameters are L2 coefficients for every wei
 something else if the second training ends elsewhere.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,14 @@ def measure(config: Config) -> None:
     params = init(jax.random.key(0))
     first = jax.tree.map(lambda x: jnp.full(x.shape, np.log10(config.path_l2)), params)
     keys = jax.random.split(jax.random.key(1))
-    run = {"num_steps": config.path_steps, "batch_fn": minibatches(config.path_batch_size)}
+    batch_fn = minibatches(config.path_batch_size)
+    run = hg.Run(rule, num_steps=config.path_steps, batch_fn=batch_fn)
 
     @jax.jit
     def tuned(params, log10_l2, train, valid, key):
-        adjoint = hg.DrMAD(hg.EarlyDisplacement())
+        by_drmad = dataclasses.replace(run, adjoint=hg.DrMAD(hg.EarlyDisplacement()))
         found = hg.value_and_hypergradient(
-            objective, rule, params, log10_l2, train, valid, **run, key=key, adjoint=adjoint
+            objective, by_drmad, params, log10_l2, train, valid, key=key
         )
         after = jax.tree.map(lambda x, g: x - META_STEP_SIZE * jnp.sign(g), log10_l2, found.hparams)
         return found.unrolled.params, after, found.info
@@ -117,12 +119,12 @@ def measure(config: Config) -> None:
     end, after, info = tuned(params, first, train, valid, keys[0])
     hg.check(info)
     every = max(1, config.path_steps // NUM_POINTS)
-    path = hg.projections(rule, params, first, train, **run, key=keys[0], every=every)
+    path = hg.projections(run, params, first, train, key=keys[0], every=every)
     settings = dict(
         zip(SECOND_RUNS, ((after, keys[0]), (after, keys[1]), (first, keys[1])), strict=True)
     )
     seconds = {
-        name: hg.distances_to(end, rule, params, hparams, train, **run, key=key)
+        name: hg.distances_to(run, params, hparams, train, end, key=key)
         for name, (hparams, key) in settings.items()
     }
     accuracy = jax.jit(classification_metrics(model))(end, test)["accuracy"]

@@ -7,29 +7,16 @@ something only as long as the symmetry between units breaks the same way.
 import math
 from typing import Any, NamedTuple
 
+import jax
+
 import hgrad_jax as hg
 from experiments import rescaled_mlp
 from experiments.drmad_study.config import Config
 from experiments.rescaled_mlp import Images
 from hgrad_jax.data import minibatches
+from hgrad_jax.hypergradient import Objective
 from hgrad_jax.models import MLP
 from hgrad_jax.models.initializers import scaled_normal
-
-
-class Problem(NamedTuple):
-    """What is trained and judged.
-
-    Attributes:
-      model: the network.
-      objective: `objective(z, scales, examples)`, the validation loss.
-      rule: momentum on the training loss.
-      batch_fn: the same order of the images in every epoch.
-    """
-
-    model: MLP
-    objective: Any
-    rule: hg.Transition
-    batch_fn: Any
 
 
 class Start(NamedTuple):
@@ -40,17 +27,27 @@ class Start(NamedTuple):
     scales: Any
 
 
-def problem(config: Config) -> Problem:
-    """Returns the problem, which holds no array."""
+def make_model(config: Config) -> MLP:
+    """Returns the network, a value without parameters."""
     init = scaled_normal(math.exp(config.log_init))
-    model = rescaled_mlp.make_model(init, init)
+    return rescaled_mlp.make_model(init, init)
+
+
+def problem(config: Config, num_steps: int, scales: Any) -> tuple[Objective, hg.Run]:
+    """Returns the validation loss, and momentum on the training loss with scales like these.
+
+    The images come in the same order in every epoch.
+    """
+    model = make_model(config)
     rule = hg.momentum(
         rescaled_mlp.training_loss(model, config.log_penalty),
         learning_rate=config.learning_rate,
         momentum=config.momentum,
     )
-    objective = rescaled_mlp.validation_loss(model)
-    return Problem(model, objective, rule, minibatches(config.batch_size))
+    axes = jax.tree.map(lambda _: None, scales)  # also where T is a number of units
+    batch_fn = minibatches(config.batch_size)
+    run = hg.Run(rule, num_steps=num_steps, batch_fn=batch_fn, hparams_axes=axes)
+    return rescaled_mlp.validation_loss(model), run
 
 
 def start(config: Config, seed: int) -> Start:
@@ -60,7 +57,7 @@ def start(config: Config, seed: int) -> Start:
       DataUnavailableError: the data are not there.
     """
     images = rescaled_mlp.load_images(config.data, config.data_dir, seed)
-    params = rescaled_mlp.initial_params(problem(config).model, images, seed)
+    params = rescaled_mlp.initial_params(make_model(config), images, seed)
     sharings = {"unit": hg.hyper.per_output_unit(), "weight": hg.hyper.per_parameter()}
     return Start(images, params, sharings[config.sharing].init(params, config.log_scale))
 

@@ -1,5 +1,6 @@
 """Meta-steps of the study of DrMAD: three hypergradients each, and a step along one's signs."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -12,13 +13,15 @@ import optax
 
 import hgrad_jax as hg
 from experiments.drmad_study.config import Config
-from experiments.drmad_study.problem import Problem, Start, adjoints, problem
+from experiments.drmad_study.problem import Start, adjoints, make_model, problem
 from experiments.drmad_study.records import journal
 from experiments.rescaled_mlp import Images
 from hgrad_jax.data import Dataset
 from hgrad_jax.diagnostics.comparison import cosine
+from hgrad_jax.hypergradient import Objective
 from hgrad_jax.models import MLP, classification_metrics
-from hgrad_jax.runs.trajectory import Trajectory, first_state, inputs
+from hgrad_jax.run import trajectory_of
+from hgrad_jax.runs.trajectory import first_state, inputs
 
 
 class Programs(NamedTuple):
@@ -37,15 +40,17 @@ class Programs(NamedTuple):
 
 def programs(config: Config, num_steps: int, first: Start) -> Programs:
     """Compiles a hypergradient by each adjoint."""
-    what, args = problem(config), (first.params, first.scales, *first.images[:2])
+    objective, run = problem(config, num_steps, first.scales)
+    args = (first.params, first.scales, *first.images[:2])
     compiled, temp_bytes = {}, {}
     for name, adjoint in adjoints(config).items():
-        one = functools.partial(_hypergradient, what, num_steps, adjoint)
+        by_adjoint = dataclasses.replace(run, adjoint=adjoint)
+        one = functools.partial(_hypergradient, objective, by_adjoint)
         compiled[name] = jax.jit(one).lower(*args).compile()
         memory = compiled[name].memory_analysis()
         temp_bytes[name] = None if memory is None else memory.temp_size_in_bytes
     # The test part is an argument of this one alone.
-    return Programs(compiled, temp_bytes, jax.jit(functools.partial(_metrics, what.model)))
+    return Programs(compiled, temp_bytes, jax.jit(functools.partial(_metrics, make_model(config))))
 
 
 def meta_step(
@@ -136,35 +141,16 @@ def flattened(tree: Any) -> np.ndarray:
 
 
 def _hypergradient(
-    what: Problem,
-    num_steps: int,
-    adjoint: hg.Adjoint,
-    params: Any,
-    scales: Any,
-    train: Dataset,
-    valid: Dataset,
+    objective: Objective, run: hg.Run, params: Any, scales: Any, train: Dataset, valid: Dataset
 ) -> dict[str, Any]:
     """Returns one hypergradient and what is recorded with it; pure."""
-    found = hg.value_and_hypergradient(
-        what.objective,
-        what.rule,
-        params,
-        scales,
-        train,
-        valid,
-        num_steps=num_steps,
-        batch_fn=what.batch_fn,
-        hparams_axes=jax.tree.map(lambda _: None, scales),  # also where T is a number of units
-        adjoint=adjoint,
-    )
+    found = hg.value_and_hypergradient(objective, run, params, scales, train, valid)
     outputs = {"value": found.value, "hypergradient": found.hparams, "info": found.info}
-    if isinstance(adjoint, hg.DrMAD | hg.DrMAD2):
-        leaves, treedef = jax.tree.flatten(scales)
-        are_schedules = (False,) * len(leaves)
-        path = Trajectory(what.rule, num_steps, what.batch_fn, are_schedules, treedef, None)
-        run = inputs(path, scales, train, None)
-        ends = (first_state(path, params, run), found.unrolled.state)
-        return outputs | {"reverse_steps": adjoint.num_visited(path, *ends, run)}
+    if isinstance(run.adjoint, hg.DrMAD | hg.DrMAD2):
+        path = trajectory_of(run, scales)
+        given = inputs(path, scales, train, None)
+        ends = (first_state(path, params, given), found.unrolled.state)
+        return outputs | {"reverse_steps": run.adjoint.num_visited(path, *ends, given)}
     return outputs | {"params": found.unrolled.params}
 
 

@@ -148,16 +148,19 @@ def train(
             state.params,
         )
 
-    out = hg.unroll(
+    run = hg.Run(
         method.rule(classification_loss(MODEL), gradient=method.provider),
-        params,
-        {"learning_rate": rates},
-        jax.tree.map(lambda x: x[:500], data.train) if method.is_published else data.train,
         num_steps=num_steps,
-        key=jax.random.key(config.seed + 1),
         batch_fn=None if method.is_published else shuffled(config.batch_size, seed=config.seed),
         hparams_axes=0,
         record=None if every is None else accuracy,
+    )
+    out = hg.unroll(
+        run,
+        params,
+        {"learning_rate": rates},
+        jax.tree.map(lambda x: x[:500], data.train) if method.is_published else data.train,
+        key=jax.random.key(config.seed + 1),
     )
     return out.params, out.trace
 

@@ -121,24 +121,14 @@ def meta_step(config: Config, mode: str) -> Callable[..., hg.MetaStep]:
     numbers as `heavy_ball` at a constant rate.
     """
     model = make_model(config)
-    objective, rule = validation_error(model), hg.heavy_ball(loss(model))
-
-    def step(params: Any, hparams: Any, opt_state: Any, train: Any, valid: Any) -> hg.MetaStep:
-        return hg.meta_step(
-            objective,
-            rule,
-            params,
-            hparams,
-            opt_state,
-            train,
-            valid,
-            num_steps=config.num_steps,
-            optimizer=hg.nonnegative_adam(config.meta_learning_rate),
-            batch_fn=minibatches(config.batch_size),
-            adjoint=adjoint_of(config, mode),
-        )
-
-    return step
+    run = hg.Run(
+        hg.heavy_ball(loss(model)),
+        num_steps=config.num_steps,
+        batch_fn=minibatches(config.batch_size),
+        adjoint=adjoint_of(config, mode),
+    )
+    optimizer = hg.nonnegative_adam(config.meta_learning_rate)
+    return functools.partial(hg.meta_step, validation_error(model), run, optimizer=optimizer)
 
 
 def compiled(config: Config, mode: str, args: tuple) -> Program:

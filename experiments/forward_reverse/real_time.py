@@ -1,5 +1,6 @@
 """The part of `forward_reverse` that learns the hyperparameters in real time."""
 
+import functools
 import time
 from typing import Any
 
@@ -35,9 +36,7 @@ def real_time(
     model = make_model(problem)
     hparams, params = initial_hparams(problem, data), initial_params(problem, data, 0)
     error, rule = validation_error(model), hg.heavy_ball(loss(model))
-    batch_fn = hg.online.paired(
-        minibatches(problem.batch_size), minibatches(min(PIECE, len(data.valid.labels)))
-    )
+    batch_fn = minibatches(problem.batch_size)
     learning = hg.online.rtho(
         rule,
         lambda params, hparams, batch, key: error(params, hparams, batch),
@@ -50,33 +49,34 @@ def real_time(
     def on_the_way(params: Any, valid: Any) -> jax.Array:
         return error(params, None, jax.tree.map(lambda x: x[:PIECE], valid))
 
-    def learn(params: Any, hparams: Any, data: Data) -> hg.Unrolled:
-        def record(state: Any, data: Any) -> Any:
-            path = {"hparams": state.hparams, "hypergradient": state.hypergradient}
-            return path | {"validation_error": on_the_way(state.inner.params, data[1])}
+    def path(state: Any, pair: Any) -> dict[str, Any]:
+        return {
+            "hparams": state.hparams,
+            "hypergradient": state.hypergradient,
+            "validation_error": on_the_way(state.inner.params, pair[1]),
+        }
 
-        pair = (data.train, data.valid)
-        settings = {"num_steps": num_steps, "batch_fn": batch_fn, "record": record}
-        return hg.unroll(learning, params, hparams, pair, **settings)
-
-    def keep(params: Any, hparams: Any, data: Data) -> hg.Unrolled:
-        settings = {"num_steps": num_steps, "adjoint": hg.Direct()}
-        return hg.unroll(
+    runs = {
+        "learned": hg.Run(
+            learning,
+            num_steps=num_steps,
+            batch_fn=hg.online.paired(batch_fn, minibatches(min(PIECE, len(data.valid.labels)))),
+            record=path,
+        ),
+        "kept": hg.Run(
             rule,
-            params,
-            hparams,
-            data,
-            batch_fn=lambda data, t, key: minibatches(problem.batch_size)(data.train, t, key),
-            record=lambda state, data: {"validation_error": on_the_way(state.params, data.valid)},
-            **settings,
-        )
-
+            num_steps=num_steps,
+            batch_fn=lambda pair, t, key: batch_fn(pair[0], t, key),
+            record=lambda state, pair: {"validation_error": on_the_way(state.params, pair[1])},
+        ),
+    }
     measure = jax.jit(classification_metrics(model))
     record: dict[str, Any] = {"mode": "real time"}
-    for name, run in (("learned", learn), ("kept", keep)):
-        program = jax.jit(run).lower(params, hparams, data).compile()
+    args = (params, hparams, (data.train, data.valid))
+    for name, run in runs.items():
+        program = jax.jit(functools.partial(hg.unroll, run)).lower(*args).compile()
         begun, cpu_begun = time.perf_counter(), time.process_time()
-        out = jax.block_until_ready(program(params, hparams, data))
+        out = jax.block_until_ready(program(*args))
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
         hg.check(out)
         memory = program.memory_analysis()

@@ -97,12 +97,5 @@ def train_on(
         learning_rate=config.learning_rate,
         momentum=config.momentum,
     )
-    return hg.unroll(
-        rule,
-        params,
-        {},
-        (examples, places, count),
-        num_steps=config.num_final_steps,
-        batch_fn=batch_fn,
-        key=key,
-    ).params
+    run = hg.Run(rule, num_steps=config.num_final_steps, batch_fn=batch_fn)
+    return hg.unroll(run, params, {}, (examples, places, count), key=key).params

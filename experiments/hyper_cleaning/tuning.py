@@ -28,6 +28,7 @@ from experiments.hyper_cleaning.problem import (
     weighted_loss,
 )
 from hgrad_jax.data import shuffled
+from hgrad_jax.hypergradient import Objective
 
 EXACT = "Reversible"
 
@@ -45,26 +46,26 @@ def adjoints(config: Config) -> Mapping[str, hg.Adjoint]:
     }
 
 
-def problem(config: Config, data: Data, seed: int, adjoint: hg.Adjoint) -> dict[str, Any]:
-    """Returns what `hg.tune` and `hg.meta_step` need."""
+def problem(config: Config, seed: int, adjoint: hg.Adjoint) -> tuple[Objective, hg.Run]:
+    """Returns the validation loss, and the training on weighted examples."""
     model = make_model(config)
+    rule = hg.momentum(
+        functools.partial(weighted_loss, model),
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+    )
+    batch_fn = shuffled(config.batch_size, seed=seed)
+    run = hg.Run(rule, num_steps=config.num_steps, batch_fn=batch_fn, adjoint=adjoint)
+    return functools.partial(validation_loss, model), run
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns Adam, each of whose steps ends in the box or the ball."""
 
     def project(hparams: dict[str, Array]) -> dict[str, Array]:
         return {"weights": onto_box_and_ball(hparams["weights"], config.l1_radius)}
 
-    return {
-        "objective": functools.partial(validation_loss, model),
-        "transition": hg.momentum(
-            functools.partial(weighted_loss, model),
-            learning_rate=config.learning_rate,
-            momentum=config.momentum,
-        ),
-        "init_params": functools.partial(initial_params, model, data.train.inputs),
-        "num_steps": config.num_steps,
-        "optimizer": hg.projected(optax.adam(config.meta_learning_rate), project),
-        "batch_fn": shuffled(config.batch_size, seed=seed),
-        "adjoint": adjoint,
-    }
+    return hg.projected(optax.adam(config.meta_learning_rate), project)
 
 
 def first_weights(config: Config) -> dict[str, Array]:
@@ -97,11 +98,13 @@ def clean(config: Config, data: Data, seed: int, name: str) -> Cleaning:
     """Tunes the weights by one of the `adjoints`, or goes on with that."""
     folder = records_folder(config, seed) / name
     tuned = hg.tune(
-        **problem(config, data, seed, adjoints(config)[name]),
-        hparams=first_weights(config),
-        train=data.train,
-        valid=data.valid,
+        *problem(config, seed, adjoints(config)[name]),
+        functools.partial(initial_params, make_model(config), data.train.inputs),
+        first_weights(config),
+        data.train,
+        data.valid,
         num_meta_steps=config.num_meta_steps,
+        optimizer=make_optimizer(config),
         key=jax.random.key(seed),
         records=hg.Records(folder, every=5, figures_every=None, is_whole=True),
     )

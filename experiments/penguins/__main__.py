@@ -35,7 +35,7 @@ from experiments.penguins.problem import (
     initial_params,
     load_data,
     measures,
-    rule,
+    training,
 )
 from hgrad_jax.data import Splits
 
@@ -71,15 +71,11 @@ def runs(
         start_key, run_key = jax.random.split(key)
         params = initial_params(task, data, start_key)
         first = measures(task, params, data)
-        out = hg.unroll(
-            rule(task, method),
-            params,
-            {},
-            data.train,
-            num_steps=num_steps,
-            key=run_key,
+        measured = dataclasses.replace(
+            training(task, method, num_steps),
             record=lambda state, _: measures(task, state.params, data),
         )
+        out = hg.unroll(measured, params, {}, data.train, key=run_key)
         return jax.tree.map(lambda a, b: jnp.append(a, b), first, out.trace)
 
     return jax.vmap(run)(keys)
@@ -94,9 +90,8 @@ def seconds_per_step(task: Task, config: Config, data: Splits, key: jax.Array) -
 
     @functools.partial(jax.jit, static_argnames="name")
     def train(params, key, *, name):
-        method = rule(task, METHODS[name](task.model))
-        steps = {"num_steps": config.timed_steps, "key": key}
-        return hg.unroll(method, params, {}, data.train, **steps).params
+        run = training(task, METHODS[name](task.model), config.timed_steps)
+        return hg.unroll(run, params, {}, data.train, key=key).params
 
     timings = {name: [] for name in config.methods}
     for _ in range(8):  # the first one compiles

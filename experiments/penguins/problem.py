@@ -64,13 +64,14 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
 }
 
 
-def rule(task: Task, method: Method) -> hg.Transition:
+def training(task: Task, method: Method, num_steps: int) -> hg.Run:
     """Returns plain gradient descent."""
-    return hg.sgd(
+    rule = hg.sgd(
         classification_loss(task.model),
         learning_rate=method.factor * task.learning_rate,
         gradient=method.provider,
     )
+    return hg.Run(rule, num_steps=num_steps)
 
 
 def load_data() -> Splits:

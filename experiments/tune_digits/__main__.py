@@ -34,6 +34,7 @@ import hgrad_jax as hg
 from experiments.common import environment, option, parse, script, write_json_line
 from experiments.tune_digits import report
 from hgrad_jax.data import DataUnavailableError, load, split, with_replacement
+from hgrad_jax.hypergradient import Objective
 from hgrad_jax.models import MLP, cross_entropy, error_rate
 
 SCHEDULES = {"log_l2": None, "log_learning_rate": 0, "logit_momentum": None}
@@ -142,44 +143,35 @@ def logits(model: MLP, params: dict[str, Any], inputs: Array) -> Array:
     return jnp.asarray(model.apply({"params": params}, inputs, train=False))
 
 
-def problem(
-    config: Config,
-    inputs: Array,
-    adjoint: Any = hg.Reversible(),  # noqa: B008
-) -> dict[str, Any]:
-    """Returns what `hg.tune` and `hg.meta_step` need, for training inputs [N, *shape]."""
+def problem(config: Config) -> tuple[Objective, hg.Run]:
+    """Returns the validation loss, and the training that is run backwards."""
     model = make_model(config)
     rule = hg.momentum(
         functools.partial(training_loss, model),
         learning_rate=lambda hparams: jnp.exp(hparams["log_learning_rate"]),
         momentum=lambda hparams: jax.nn.sigmoid(hparams["logit_momentum"]),
     )
-    return {
-        "objective": functools.partial(validation_loss, model),
-        "transition": rule,
-        "init_params": functools.partial(initial_params, model, inputs),
-        "num_steps": config.num_steps,
-        "optimizer": optax.adam(config.meta_learning_rate),
-        "num_runs": config.num_runs,
-        "batch_fn": with_replacement(config.batch_size),
-        "hparams_axes": SCHEDULES,
-        "adjoint": adjoint,
-    }
+    return functools.partial(validation_loss, model), hg.Run(
+        rule,
+        num_steps=config.num_steps,
+        batch_fn=with_replacement(config.batch_size),
+        hparams_axes=SCHEDULES,
+        adjoint=hg.Reversible(),
+    )
 
 
 def trained_and_measured(
     config: Config, hparams: dict[str, Any], key: Array, data: Data
 ) -> dict[str, Array]:
     """Returns losses and error rates after a training; pure."""
-    model, found = make_model(config), problem(config, data.train.inputs)
+    model, (_, run) = make_model(config), problem(config)
     key_init, key_run = jax.random.split(key)
     params = hg.unroll(
-        found["transition"],
-        found["init_params"](key_init),
+        dataclasses.replace(run, adjoint=hg.Direct()),
+        initial_params(model, data.train.inputs, key_init),
         hparams,
         data.train,
         key=key_run,
-        **{name: found[name] for name in ("num_steps", "batch_fn", "hparams_axes")},
     ).params
     measured = {}
     for name, part in (("validation", data.valid), ("test", data.test)):
@@ -210,12 +202,15 @@ def run(config: Config, data: Data, console: Console) -> dict[str, Any]:
     console.print(f"{config.data}: tuning {count} hyperparameters in {config.num_meta_steps} steps")
     folder = records_folder(config)
     tuned = hg.tune(
-        **problem(config, data.train.inputs),
-        hparams=first,
-        train=data.train,
-        valid=data.valid,
+        *problem(config),
+        functools.partial(initial_params, make_model(config), data.train.inputs),
+        first,
+        data.train,
+        data.valid,
         num_meta_steps=config.num_meta_steps,
+        optimizer=optax.adam(config.meta_learning_rate),
         key=jax.random.key(config.seed),
+        num_runs=config.num_runs,
         records=hg.Records(folder, every=5, figures_every=None, is_whole=True),
     )
     found = hg.sweep(

@@ -73,17 +73,11 @@ def make_run(config: Config) -> Any:
     def batch_fn(data: Data, t: Array, key: Any) -> Dataset:
         return minibatches(config.batch_size)(data.train, t, key)
 
+    training = hg.Run(rule, num_steps=config.num_steps, batch_fn=batch_fn, record=record)
+
     def run(hparams: Any, key: Any, data: Data) -> dict[str, Any]:
-        out = hg.unroll(
-            rule,
-            initial_params(config, data.train.inputs),
-            hparams,
-            data,
-            num_steps=config.num_steps,
-            key=key,
-            batch_fn=batch_fn,
-            record=record,
-        )
+        start = initial_params(config, data.train.inputs)
+        out = hg.unroll(training, start, hparams, data, key=key)
         params, step = out.params, config.num_steps - 1
         if config.early_stopping:
             losses = out.trace["losses"]["validation"]

@@ -60,9 +60,9 @@ class ForwardMode(Adjoint):
       >>> def loss(params, hparams, batch, key):
       ...     return params**2 / 2
       >>> rule = hg.sgd(loss, learning_rate=lambda hparams: hparams)
+      >>> run = hg.Run(rule, num_steps=3, adjoint=hg.ForwardMode())
       >>> def end(rate):
-      ...     settings = {"num_steps": 3, "adjoint": hg.ForwardMode()}
-      ...     return hg.unroll(rule, jnp.float32(1), rate, None, **settings).params
+      ...     return hg.unroll(run, jnp.float32(1), rate, None).params
       >>> print(jax.grad(end)(0.5))  # d(1 - rate)**3
       -0.75
     """

@@ -117,7 +117,7 @@ class Waypoints(AlongPolyline):
       ...     return jnp.cosh(params)
       >>> rule = hg.momentum(loss, learning_rate=lambda hparams: hparams, momentum=0.9)
       >>> def end(rate, adjoint):
-      ...     return hg.unroll(rule, 1.0, rate, None, num_steps=100, adjoint=adjoint).params
+      ...     return hg.unroll(hg.Run(rule, num_steps=100, adjoint=adjoint), 1.0, rate, None).params
       >>> for adjoint in (hg.Waypoints(2), hg.Waypoints(5), hg.Waypoints(5, undone_steps=None)):
       ...     print(f"{jax.grad(end)(0.1, adjoint) / jax.grad(end)(0.1, hg.Direct()):.4f}")
       0.1173

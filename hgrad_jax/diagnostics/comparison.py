@@ -1,5 +1,6 @@
 """Several adjoints on one problem: how far their hypergradients are apart, and what they cost."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.inputs.functions import INT32_END, as_int
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.show.text_table import aligned, name_of
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 
 
 class Row(NamedTuple):
@@ -101,18 +103,15 @@ class Comparison(NamedTuple):
 @jax.disable_jit(False)  # which is for what is called: this compiles ahead
 def compare(
     objective: Objective,
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     outer_data: Data = None,
     *,
-    num_steps: int,
     adjoints: Sequence[Adjoint] | Mapping[str, Adjoint],
     reference: Adjoint | None = None,
     key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
     repeats: int = 1,
 ) -> Comparison:
     """Returns each adjoint's hypergradient measured against a reference's, and its cost.
@@ -123,17 +122,14 @@ def compare(
 
     Args:
       objective: as `value_and_hypergradient`.
-      transition: as `unroll`.
+      run: as `unroll`; `adjoints` are taken in place of its own.
       params: as `unroll`.
       hparams: as `unroll`; the hypergradient is compared over all of it.
       data: as `unroll`.
       outer_data: as `value_and_hypergradient`.
-      num_steps: as `unroll`.
       adjoints: what to compare; a mapping gives them names.
       reference: what to compare with, an exact adjoint as a rule; None for the first one.
       key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
       repeats: how many timed runs after a first one, whose time counts if there are none; of
         several the fastest.
 
@@ -147,13 +143,14 @@ def compare(
       ...     return jnp.sum(jnp.cosh(params - hparams))
       >>> found = hg.compare(
       ...     lambda params, hparams, target: jnp.sum((params - target) ** 2),
-      ...     hg.momentum(loss, learning_rate=0.1, momentum=0.9),
+      ...     hg.Run(hg.momentum(loss, learning_rate=0.1, momentum=0.9), num_steps=50),
       ...     jnp.zeros(3), jnp.arange(3.0), None, jnp.ones(3),
-      ...     num_steps=50, adjoints=[hg.Direct(), hg.Reversible(), hg.Truncated(5)],
+      ...     adjoints=[hg.Direct(), hg.Reversible(), hg.Truncated(5)],
       ... )
       >>> [round(row.cosine, 3) for row in found.rows]
       [1.0, 1.0, 0.998]
     """
+    require_run(run)
     if isinstance(adjoints, Adjoint):
         raise TypeError(f"adjoints is {adjoints!r}; put it into a list.")
     if not isinstance(adjoints, Sequence | Mapping) or isinstance(adjoints, str | bytes):
@@ -187,16 +184,12 @@ def compare(
         def program(params, hparams, data, outer_data, key):
             found = value_and_hypergradient(
                 objective,
-                transition,
+                dataclasses.replace(run, adjoint=adjoint),
                 params,
                 hparams,
                 data,
                 outer_data,
-                num_steps=num_steps,
                 key=key,
-                batch_fn=batch_fn,
-                hparams_axes=hparams_axes,
-                adjoint=adjoint,
             )
             return found.value, found.hparams, found.info
 
@@ -215,7 +208,7 @@ def compare(
             "pass another as reference=."
         )
     rows = [_compared(row._replace(name=name), h, want) for name, (row, h) in measured.items()]
-    return Comparison(tuple(rows), want.size, num_steps)
+    return Comparison(tuple(rows), want.size, run.num_steps)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.check import check
+from hgrad_jax.diagnostics.path import reversible_of
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.inputs.functions import require_function
+from hgrad_jax.run import Run, is_schedule, require_run
 from hgrad_jax.runs import validate
 from hgrad_jax.show.figures import new_axes, positive
-from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, BackwardInfo, Data, Hparams, Params
 
 HPARAMS = "hparams"
 
@@ -59,17 +60,13 @@ class CotangentNorms(NamedTuple):
 
 def cotangent_norms(
     objective: Objective,
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     outer_data: Data = None,
     *,
-    num_steps: int,
     key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
-    adjoint: Reversible | None = None,
 ) -> CotangentNorms:
     """Returns the norms of the accumulating cotangents before each step of a run.
 
@@ -79,16 +76,13 @@ def cotangent_norms(
 
     Args:
       objective: as `value_and_hypergradient`.
-      transition: as `unroll`, of a rule that can be run backwards.
+      run: as `unroll`, of a rule that can be run backwards. Its adjoint is taken with
+        `trace_norms`, and where it is no Reversible, `Reversible()` in its place.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
       outer_data: as `value_and_hypergradient`.
-      num_steps: as `unroll`.
       key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
-      adjoint: with other settings of Reversible; None for `Reversible()`. Its `trace_norms` is set.
 
     Raises:
       HypergradientError: the run was damaged, or was not restored. Cotangents that overflow are no
@@ -99,52 +93,40 @@ def cotangent_norms(
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
       >>> hparams = {"learning_rate": 0.1, "momentum": 0.5}
+      >>> run = hg.Run(rule, num_steps=30)
       >>> found = hg.cotangent_norms(
-      ...     lambda params, hparams, _: jnp.sum(params), rule, jnp.ones(4), hparams, None,
-      ...     num_steps=30,
+      ...     lambda params, hparams, _: jnp.sum(params), run, jnp.ones(4), hparams, None
       ... )
       >>> sorted(found.norms), found.steps.shape
       (['hparams', 'params', 'velocity'], (30,))
       >>> figure = found.plot()
     """
-    if not isinstance(adjoint, Reversible | None):
-        raise TypeError(
-            f"adjoint is {adjoint!r}; only Reversible(...) undoes the steps: pass it, or None."
-        )
+    require_run(run)
     require_function(
         objective, "objective(params, hparams, outer_data)", "a function that returns a scalar"
     )
-    adjoint = dataclasses.replace(adjoint or Reversible(), trace_norms=True)
-    is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
+    adjoint = dataclasses.replace(reversible_of(run), trace_norms=True)
+    traced = dataclasses.replace(run, adjoint=adjoint)
+    schedules = is_schedule(run, hparams)
 
     def through_training(params, hparams, outer_data):
         return objective(params, jax.lax.stop_gradient(hparams), outer_data)
 
     @jax.jit
-    def run(params, hparams, data, outer_data, key):
+    def hypergradient(params, hparams, data, outer_data, key):
         found = value_and_hypergradient(
-            through_training,
-            transition,
-            params,
-            hparams,
-            data,
-            outer_data,
-            num_steps=num_steps,
-            key=key,
-            batch_fn=batch_fn,
-            hparams_axes=hparams_axes,
-            adjoint=adjoint,
+            through_training, traced, params, hparams, data, outer_data, key=key
         )
         return found.hparams, found.info
 
     given = (validate.floating(params, "params"), validate.floating(hparams, HPARAMS))
-    bars, info = run(*given, data, outer_data, key)
+    bars, info = hypergradient(*given, data, outer_data, key)
     check(info._replace(is_finite=jnp.ones((), bool)))
     norms = {name: np.asarray(x, np.float64) for name, x in info.norms.items()}
     # The rows of schedules are each one step's own: those visited so far are added up here.
-    rows = np.zeros(num_steps)
-    for bar, is_one in zip(jax.tree.leaves(bars), is_schedule, strict=True):
+    rows = np.zeros(run.num_steps)
+    for bar, is_one in zip(jax.tree.leaves(bars), schedules, strict=True):
         if is_one:
-            rows += np.square(np.asarray(bar, np.float64).reshape(num_steps, -1)).sum(axis=1)
+            rows += np.square(np.asarray(bar, np.float64).reshape(run.num_steps, -1)).sum(axis=1)
     norms[HPARAMS] = np.sqrt(norms[HPARAMS] ** 2 + np.cumsum(rows[::-1])[::-1])
-    return CotangentNorms(np.arange(num_steps), norms, info)
+    return CotangentNorms(np.arange(run.num_steps), norms, info)

@@ -5,6 +5,7 @@ hyperparameters before. Where a run passes by far from there, hyperparameters pe
 something else than they did.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.diagnostics.path import norm
-from hgrad_jax.runs.validate import floating, schedules
+from hgrad_jax.run import Run, is_schedule, require_run
+from hgrad_jax.runs.validate import floating
 from hgrad_jax.show.figures import new_axes
 from hgrad_jax.tools.trees import require_like
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 from hgrad_jax.unroll import unroll
 
 
@@ -45,31 +47,25 @@ class Distances(NamedTuple):
 
 
 def distances_to(
-    target_params: Params,
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
+    target_params: Params,
     *,
-    num_steps: int,
     key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
 ) -> Distances:
     """Returns the Euclidean distance of the parameters from a point, at every step of a run.
 
     Memory: a number per step. Compiles the run and runs it; reads values, so call it outside `jit`.
 
     Args:
-      target_params: the point, like params.
-      transition: as `unroll`.
+      run: as `unroll`; the distance is recorded in place of what it records.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
-      num_steps: as `unroll`.
+      target_params: the point, like params.
       key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
 
     Raises:
       ValueError: `target_params` is unlike params; else as `unroll`.
@@ -80,36 +76,28 @@ def distances_to(
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
       >>> hparams = {"learning_rate": 0.5}
       >>> start = jnp.array([3.0, 4.0])
-      >>> found = hg.distances_to(jnp.zeros(2), rule, start, hparams, None, num_steps=3)
+      >>> found = hg.distances_to(hg.Run(rule, num_steps=3), start, hparams, None, jnp.zeros(2))
       >>> found.distances.tolist()
       [5.0, 2.5, 1.25, 0.625]
       >>> figure = found.plot()
     """
-    is_schedule = schedules(hparams, hparams_axes, num_steps)
+    require_run(run)
+    schedules = is_schedule(run, hparams)
     params, hparams = floating(params, "params"), floating(hparams, "hparams")
     target_params = floating(target_params, "target_params")
     require_like(target_params, params, "target_params", "params")
 
     @jax.jit
-    def run(target_params, params, hparams, data, key):
+    def measured(target_params, params, hparams, data, key):
         def distance(state, data):
-            return norm(jax.tree.map(jnp.subtract, transition.params(state), target_params))
+            return norm(jax.tree.map(jnp.subtract, run.transition.params(state), target_params))
 
-        out = unroll(
-            transition,
-            params,
-            hparams,
-            data,
-            num_steps=num_steps,
-            key=key,
-            batch_fn=batch_fn,
-            hparams_axes=hparams_axes,
-            record=distance,
-        )
+        measuring = dataclasses.replace(run, record=distance)
+        out = unroll(measuring, params, hparams, data, key=key)
         leaves, treedef = jax.tree.flatten(hparams)
-        first = [x[0] if s else x for x, s in zip(leaves, is_schedule, strict=True)]
-        start = transition.init(params, jax.tree.unflatten(treedef, first))
+        first = [x[0] if s else x for x, s in zip(leaves, schedules, strict=True)]
+        start = run.transition.init(params, jax.tree.unflatten(treedef, first))
         return jnp.append(distance(start, data), out.trace)
 
-    distances = run(target_params, params, hparams, data, key)
-    return Distances(np.arange(num_steps + 1), np.asarray(distances))
+    distances = measured(target_params, params, hparams, data, key)
+    return Distances(np.arange(run.num_steps + 1), np.asarray(distances))

@@ -8,6 +8,7 @@ How far rounding to the inputs' own precision, float32 say, moves a hypergradien
 beside it (`rounding`). Not done: second derivatives.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -25,26 +26,22 @@ from hgrad_jax.diagnostics.rounding import rounding_errors
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
 from hgrad_jax.inputs.arguments import positive
 from hgrad_jax.inputs.functions import require_function, traced
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.tools.trees import is_like, shown
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 from hgrad_jax.unroll import unroll
 
 
 def check_hypergradient(
     objective: Objective,
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     outer_data: Data = None,
     *,
-    num_steps: int,
     key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
-    adjoint: Adjoint = Direct(),
     num_samples: int = 4,
     step: float = 1e-2,
     tolerance: float = 1e-6,
@@ -65,16 +62,12 @@ def check_hypergradient(
 
     Args:
       objective: as `value_and_hypergradient`, as are all arguments not explained here.
-      transition: the elementary update.
+      run: what the training is, with the adjoint that is checked.
       params: initial parameters.
       hparams: hyperparameters.
       data: what batches are made from.
       outer_data: for the objective.
-      num_steps: T.
       key: PRNG key.
-      batch_fn: makes the batch of a step.
-      hparams_axes: which hyperparameters are schedules.
-      adjoint: what is checked.
       num_samples: how many numbers of each leaf of `hparams` and `params`, drawn without
         replacement; all of a leaf that has fewer.
       step: h for numbers of size up to 1, relative for larger ones; the function is evaluated up to
@@ -94,35 +87,25 @@ def check_hypergradient(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)))
       >>> report = hg.check_hypergradient(
       ...     lambda params, hparams, _: jnp.sum(params**2),
-      ...     hg.momentum(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params))),
+      ...     hg.Run(rule, num_steps=5, adjoint=hg.Checkpointed()),
       ...     jnp.array([1.0, -0.5]),
       ...     {"learning_rate": 0.1, "momentum": 0.9},
       ...     None,
-      ...     num_steps=5,
-      ...     adjoint=hg.Checkpointed(),
       ... )
       >>> report.raise_if_wrong().worst.relative_error < 1e-9
       True
     """
+    require_run(run)
     settings = _settings(num_samples, step, tolerance, seed)
     _require_values((params, hparams, data, outer_data, key))
-    run = {"num_steps": num_steps, "batch_fn": batch_fn, "hparams_axes": hparams_axes}
+    direct = dataclasses.replace(run, adjoint=Direct())
 
     @jax.jit
     def hypergradient(params, hparams, data, outer_data, key):
-        found = value_and_hypergradient(
-            objective,
-            transition,
-            params,
-            hparams,
-            data,
-            outer_data,
-            key=key,
-            adjoint=adjoint,
-            **run,
-        )
+        found = value_and_hypergradient(objective, run, params, hparams, data, outer_data, key=key)
         bars = {"hparams": found.hparams}
         if found.params is not None:  # which forward mode does not return
             bars["params"] = found.params
@@ -131,7 +114,7 @@ def check_hypergradient(
     def value(tree, rest):
         held, data, outer_data, key = rest
         params, hparams = (held | tree)["params"], (held | tree)["hparams"]
-        end = unroll(transition, params, hparams, data, key=key, **run)
+        end = unroll(direct, params, hparams, data, key=key)
         return objective(end.params, hparams, outer_data)
 
     with jax.enable_x64(True):

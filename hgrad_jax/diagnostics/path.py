@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.polyline import remember
+from hgrad_jax.adjoints.reversible import Reversible
+from hgrad_jax.inputs.arguments import prng_key
+from hgrad_jax.run import Run, require_run, trajectory_of
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, first_state, inputs
 from hgrad_jax.tools.trees import layout, ravel
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, State, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params, State
 
 
 class Path(NamedTuple):
@@ -31,55 +33,45 @@ class Path(NamedTuple):
 
 
 def path_of(
-    transition: Transition,
-    params: Params,
-    hparams: Hparams,
-    data: Data,
-    *,
-    num_steps: int,
-    every: int,
-    key: Array | None,
-    batch_fn: BatchFn | None,
-    hparams_axes: Any,
+    run: Run, params: Params, hparams: Hparams, data: Data, *, key: Array | None, every: int
 ) -> Path:
     """Trains as `unroll` does and returns the states before steps 0, every, 2 every, ..., and T.
 
     Compiles one program and runs it. Holds T / every states, velocities and moments included.
 
     Args:
-      transition: as `unroll`.
+      run: as `unroll`.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
-      num_steps: as `unroll`.
-      every: 1 to T.
       key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
+      every: 1 to T.
 
     Raises:
       ValueError: `every` is out of range; else as `unroll`.
       TypeError: as `unroll`.
     """
-    validate.adjoint_serves(Direct(), transition)
-    validate.run_functions(batch_fn, key, None)
-    is_schedule = validate.schedules(hparams, hparams_axes, num_steps)
-    require_count("every", every, 1, num_steps, "num_steps")
-    trajectory = Trajectory(
-        transition, num_steps, batch_fn, is_schedule, jax.tree.structure(hparams), None
-    )
+    require_run(run)
+    prng_key("key", key)
+    require_count("every", every, 1, run.num_steps, "num_steps")
+    trajectory = trajectory_of(run, hparams)
     params = validate.floating(params, "params")
     given = inputs(trajectory, validate.floating(hparams, "hparams"), data, key)
     validate.step(trajectory, params, given)
-    at = np.append(np.arange(0, num_steps, every), num_steps)
+    at = np.append(np.arange(0, run.num_steps, every), run.num_steps)
 
     @jax.jit
-    def run(params, given):
+    def visited(params, given):
         start = first_state(trajectory, params, given)
         _, _, polyline = remember(trajectory, start, given, jnp.asarray(at, jnp.int32))
         return polyline.corners
 
-    return Path(trajectory, given, at, run(params, given))
+    return Path(trajectory, given, at, visited(params, given))
+
+
+def reversible_of(run: Run) -> Reversible:
+    """Returns the adjoint of a run if it undoes the steps, and else one that does."""
+    return run.adjoint if isinstance(run.adjoint, Reversible) else Reversible()
 
 
 def norm(tree: Any) -> Array:

@@ -22,9 +22,10 @@ from hgrad_jax.adjoints.waypoints import Waypoints
 from hgrad_jax.diagnostics.plan_measure import Problem, estimated_seconds, temp_bytes
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs.adjoint import Adjoint, Work
 from hgrad_jax.show.text_table import aligned, in_bytes, name_of
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params, Transition
 
 ADJOINTS = (Direct(), Checkpointed(), Checkpointed(branching=2), Reversible())
 # Beyond, a step of forward mode takes longer than it is worth to find that out.
@@ -93,17 +94,14 @@ class Plan(NamedTuple):
 
 def plan(
     objective: Objective,
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     outer_data: Data = None,
     *,
-    num_steps: int,
     memory: float,
     key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
     adjoints: Sequence[Adjoint] | None = None,
     is_timed: bool = True,
 ) -> Plan:
@@ -115,16 +113,13 @@ def plan(
 
     Args:
       objective: as `value_and_hypergradient`, as are all arguments not explained here.
-      transition: the elementary update.
+      run: what the training is; `adjoints` are taken in place of its own.
       params: initial parameters.
       hparams: hyperparameters.
       data: what batches are made from.
       outer_data: for the objective.
-      num_steps: T.
       memory: bytes that may be held besides inputs and result.
       key: PRNG key.
-      batch_fn: makes the batch of a step.
-      hparams_axes: which hyperparameters are schedules.
       adjoints: what to choose from; None for `usual_adjoints`.
       is_timed: whether to run anything; without, the number of evaluations ranks the adjoints.
 
@@ -137,13 +132,13 @@ def plan(
 
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
+      >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)))
       >>> found = hg.plan(
       ...     lambda params, hparams, _: jnp.sum(params**2),
-      ...     hg.sgd(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params))),
+      ...     hg.Run(rule, num_steps=400),
       ...     jnp.ones(1000),
       ...     {"learning_rate": 0.1},
       ...     None,
-      ...     num_steps=400,
       ...     memory=1e6,
       ...     adjoints=(hg.Direct(), hg.Checkpointed(), hg.Reversible()),
       ...     is_timed=False,
@@ -153,26 +148,16 @@ def plan(
       >>> [row.why_not is None for row in found.rows]
       [False, True, False]
     """
+    require_run(run)
     _require(memory, adjoints, is_timed)
     _require_values((params, hparams, data, outer_data, key))
-    problem = Problem(
-        objective,
-        transition,
-        params,
-        hparams,
-        data,
-        outer_data,
-        key,
-        num_steps,
-        batch_fn,
-        hparams_axes,
-    )
+    problem = Problem(objective, run, params, hparams, data, outer_data, key)
     # What is wrong with the user's own functions is raised here and is no adjoint's fault.
     jax.eval_shape(problem.program(Direct()), *problem.arguments)
     if adjoints is None:
-        adjoints = usual_adjoints(transition, num_steps, problem.num_hparams)
+        adjoints = usual_adjoints(run.transition, run.num_steps, problem.num_hparams)
     rows = tuple(_row(problem, adjoint, memory, is_timed) for adjoint in adjoints)
-    return Plan(rows, num_steps, memory, *_recommend(rows, memory))
+    return Plan(rows, run.num_steps, memory, *_recommend(rows, memory))
 
 
 def usual_adjoints(transition: Transition, num_steps: int, num_hparams: int) -> tuple[Adjoint, ...]:
@@ -205,7 +190,7 @@ def _row(problem: Problem, adjoint: Adjoint, memory: float, is_timed: bool) -> R
     elif size > memory:
         why_not = f"{in_bytes(size - memory)} too many"
     note = "no gradient of params" if lowered.out_info[2] is None else None
-    work = adjoint.work(problem.num_steps, problem.num_hparams)
+    work = adjoint.work(problem.run.num_steps, problem.num_hparams)
     seconds = estimated_seconds(problem, adjoint, memory) if is_timed else None
     return Row(adjoint, work, size, seconds, why_not, note)
 

@@ -6,6 +6,7 @@ extrapolated. Seconds are, in proportion to the work that the adjoint says it do
 them.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,40 +14,36 @@ from typing import Any, NamedTuple
 import jax
 
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.run import Run, is_schedule, trajectory_of
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.adjoint import Adjoint
-from hgrad_jax.runs.trajectory import Trajectory, inputs
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.runs.trajectory import inputs
+from hgrad_jax.types import Array, Data, Hparams, Params
 
 SHORT_RUNS = (8, 24)
 LEAST_REPEATS, MOST_REPEATS = 3, 20
 
 
 class Problem(NamedTuple):
-    """What `value_and_hypergradient` differentiates, its adjoint apart; the fields are as there."""
+    """What `value_and_hypergradient` differentiates, the adjoint apart; the fields are as there."""
 
     objective: Objective
-    transition: Transition
+    run: Run
     params: Params
     hparams: Hparams
     data: Data
     outer_data: Data
     key: Array | None
-    num_steps: int
-    batch_fn: BatchFn | None
-    hparams_axes: Any
 
     def cut(self, num_steps: int) -> "Problem":
         """Returns the problem of the first steps alone: schedules are cut as well."""
-        is_schedule = validate.schedules(self.hparams, self.hparams_axes, self.num_steps)
+        schedules = is_schedule(self.run, self.hparams)
         leaves, treedef = jax.tree.flatten(validate.floating(self.hparams, "hparams"))
-        short = [x[:num_steps] if s else x for x, s in zip(leaves, is_schedule, strict=True)]
-        return self._replace(
-            hparams=jax.tree.unflatten(treedef, short),
-            num_steps=num_steps,
-            # Leaf by leaf, lest a constant be taken for a forgotten schedule of fewer steps.
-            hparams_axes=jax.tree.unflatten(treedef, [0 if s else None for s in is_schedule]),
-        )
+        short = [x[:num_steps] if s else x for x, s in zip(leaves, schedules, strict=True)]
+        # Leaf by leaf, lest a constant be taken for a forgotten schedule of fewer steps.
+        axes = jax.tree.unflatten(treedef, [0 if s else None for s in schedules])
+        run = dataclasses.replace(self.run, num_steps=num_steps, hparams_axes=axes)
+        return self._replace(run=run, hparams=jax.tree.unflatten(treedef, short))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -60,20 +57,12 @@ class Problem(NamedTuple):
 
     def require(self, adjoint: Adjoint) -> None:
         """Raises a ValueError if the adjoint does not apply, as far as the values tell."""
-        is_schedule = validate.schedules(self.hparams, self.hparams_axes, self.num_steps)
         params, hparams = (
             validate.floating(tree, name)
             for tree, name in ((self.params, "params"), (self.hparams, "hparams"))
         )
-        trajectory = Trajectory(
-            self.transition,
-            self.num_steps,
-            self.batch_fn,
-            is_schedule,
-            jax.tree.structure(hparams),
-            None,
-        )
-        adjoint.require(self.transition)
+        trajectory = trajectory_of(self.run, hparams)
+        adjoint.require(self.run.transition)
         given = inputs(trajectory, hparams, self.data, self.key)
         adjoint.require_inputs(trajectory, params, given)
 
@@ -83,16 +72,12 @@ class Problem(NamedTuple):
         def hypergradient(params, hparams, data, outer_data, key):
             found = value_and_hypergradient(
                 self.objective,
-                self.transition,
+                dataclasses.replace(self.run, adjoint=adjoint),
                 params,
                 hparams,
                 data,
                 outer_data,
-                num_steps=self.num_steps,
                 key=key,
-                batch_fn=self.batch_fn,
-                hparams_axes=self.hparams_axes,
-                adjoint=adjoint,
             )
             return found.value, found.hparams, found.params, found.info
 
@@ -121,7 +106,7 @@ def estimated_seconds(problem: Problem, adjoint: Adjoint, memory: float) -> floa
         if (temp_bytes(compiled) or 0) > memory:
             return None
         times.append(_timed(compiled, short.arguments))
-    whole = (*lengths, problem.num_steps)
+    whole = (*lengths, problem.run.num_steps)
     work = [adjoint.work(n, problem.cut(n).num_hparams).total for n in whole]
     known = [x for x in work if x is not None]
     *parts, total = known if len(known) == len(work) else whole
@@ -145,14 +130,14 @@ def extrapolated(seconds: Sequence[float], work: Sequence[int], whole: int) -> f
 def _short_runs(problem: Problem, adjoint: Adjoint) -> tuple[int, ...]:
     """Returns two lengths that the adjoint's settings fit, or all steps if there are not more."""
     short, long = SHORT_RUNS
-    while long < problem.num_steps:
+    while long < problem.run.num_steps:
         try:
             problem.cut(short).require(adjoint)
         except ValueError:  # more waypoints than states, say
             short, long = 2 * short, 2 * long
         else:
             return short, long
-    return (problem.num_steps,)
+    return (problem.run.num_steps,)
 
 
 def _timed(compiled: Any, args: tuple[Any, ...]) -> float:

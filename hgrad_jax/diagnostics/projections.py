@@ -12,9 +12,10 @@ import numpy as np
 
 from hgrad_jax.diagnostics.path import path_of, require_count
 from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.run import Run
 from hgrad_jax.show.figures import new_axes
 from hgrad_jax.tools.trees import layout
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 
 
 class Projections(NamedTuple):
@@ -72,19 +73,16 @@ class Projections(NamedTuple):
 
 
 def projections(
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     *,
-    num_steps: int,
+    key: Array | None = None,
     num_random: int = 2,
     num_components: int = 2,
     every: int = 1,
     coordinate_key: Array | None = None,
-    key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
 ) -> Projections:
     """Returns a run's path of N parameters on random coordinates and on principal components.
 
@@ -93,18 +91,15 @@ def projections(
     choose `every` such that K is some hundreds. Reads values, so call it outside `jit`.
 
     Args:
-      transition: as `unroll`.
+      run: as `unroll`.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
-      num_steps: as `unroll`.
+      key: as `unroll`.
       num_random: how many single coordinates are drawn, 1 to N, without replacement.
       num_components: 1 to min(N, K - 1).
       every: at how many steps' distance the path is kept, 1 to T.
       coordinate_key: PRNG key that the coordinates are drawn with; None for `jax.random.key(0)`.
-      key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
 
     Raises:
       ValueError: a count is out of range, or the path is infinite or NaN; else as `unroll`.
@@ -114,7 +109,7 @@ def projections(
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params["w"] ** 2) / 2)
       >>> start, hparams = {"w": jnp.arange(1.0, 5.0)}, {"learning_rate": 0.1}
-      >>> found = hg.projections(rule, start, hparams, None, num_steps=20, every=8)
+      >>> found = hg.projections(hg.Run(rule, num_steps=20), start, hparams, None, every=8)
       >>> found.steps.tolist(), found.components.shape
       ([0, 8, 16, 20], (4, 2))
 
@@ -125,18 +120,8 @@ def projections(
       >>> figure = found.plot()
     """
     taken(coordinate_key=coordinate_key)
-    path = path_of(
-        transition,
-        params,
-        hparams,
-        data,
-        num_steps=num_steps,
-        every=every,
-        key=key,
-        batch_fn=batch_fn,
-        hparams_axes=hparams_axes,
-    )
-    visited = jax.vmap(transition.params)(path.states)
+    path = path_of(run, params, hparams, data, key=key, every=every)
+    visited = jax.vmap(run.transition.params)(path.states)
     leaves = [np.asarray(x) for x in jax.tree.leaves(visited)]
     points = np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in leaves], axis=1)
     num_points, size = points.shape

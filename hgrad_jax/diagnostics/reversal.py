@@ -5,6 +5,7 @@ brings back as many wrong bits as the multiplication lost, and what is wrong gro
 as the training would shrink it.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.adjoints.along_polyline import undoing_budget
-from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.check import check
-from hgrad_jax.diagnostics.path import Path, norm, path_of
+from hgrad_jax.diagnostics.path import Path, norm, path_of, reversible_of
 from hgrad_jax.inputs.functions import is_number
 from hgrad_jax.rules.form import PARAMS
 from hgrad_jax.rules.undo import undo
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs.trajectory import batch_and_key, hparams_of, steps
-from hgrad_jax.runs.validate import adjoint_serves, floating
+from hgrad_jax.runs.validate import floating
 from hgrad_jax.show.figures import new_axes, positive
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, State, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params, State
 from hgrad_jax.unroll import vjp
 
 
@@ -83,18 +84,14 @@ class ReversalErrors(NamedTuple):
 
 
 def reversal_errors(
-    transition: Transition,
+    run: Run,
     params: Params,
     hparams: Hparams,
     data: Data,
     *,
-    num_steps: int,
+    key: Array | None = None,
     every: int = 1,
     tolerance: float = 0.125,
-    key: Array | None = None,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
-    adjoint: Reversible | None = None,
 ) -> ReversalErrors:
     """Returns how far a run undone in floating point strays, and whether exact reversal does.
 
@@ -102,18 +99,15 @@ def reversal_errors(
     compiled anew. Reads values, so call it outside `jit`.
 
     Args:
-      transition: as `unroll`, of a rule that can be run backwards.
+      run: as `unroll`, of a rule that can be run backwards. Where its adjoint is no Reversible,
+        `Reversible()` is taken in its place.
       params: as `unroll`.
       hparams: as `unroll`.
       data: as `unroll`.
-      num_steps: as `unroll`.
+      key: as `unroll`.
       every: at how many steps' distance states are compared, 1 to T; all steps are undone.
       tolerance: relative error at which the paths have parted, a positive float; 1/8 leaves the
         three bits that the budget leaves.
-      key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`.
-      adjoint: with other settings of Reversible; None for `Reversible()`.
 
     Raises:
       HypergradientError: the run was damaged, or the bit store is too small.
@@ -127,44 +121,21 @@ def reversal_errors(
       ...     lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)),
       ...     learning_rate=0.02, momentum=0.5,
       ... )
-      >>> found = hg.reversal_errors(rule, jnp.linspace(-1.0, 1.0, 5), {}, None, num_steps=60)
+      >>> run = hg.Run(rule, num_steps=60)
+      >>> found = hg.reversal_errors(run, jnp.linspace(-1.0, 1.0, 5), {}, None)
       >>> found.exact_mismatches, found.budget < found.num_undone < 60
       (0, True)
       >>> figure = found.plot()
     """
-    if not isinstance(adjoint, Reversible | None):
-        raise TypeError(
-            f"adjoint is {adjoint!r}; only Reversible(...) undoes the steps: pass it, or None."
-        )
-    adjoint = adjoint or Reversible()
-    adjoint_serves(adjoint, transition)
+    require_run(run)
+    undone = dataclasses.replace(run, adjoint=reversible_of(run))
     if not is_number(tolerance) or not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance!r}; it must be a positive float.")
-    path = path_of(
-        transition,
-        params,
-        hparams,
-        data,
-        num_steps=num_steps,
-        every=every,
-        key=key,
-        batch_fn=batch_fn,
-        hparams_axes=hparams_axes,
-    )
+    path = path_of(run, params, hparams, data, key=key, every=every)
 
     @jax.jit
     def exact(params, hparams, data, key):
-        out, pullback = vjp(
-            transition,
-            params,
-            hparams,
-            data,
-            num_steps=num_steps,
-            key=key,
-            batch_fn=batch_fn,
-            hparams_axes=hparams_axes,
-            adjoint=adjoint,
-        )
+        out, pullback = vjp(undone, params, hparams, data, key=key)
         return pullback(jax.tree.map(jnp.ones_like, out.params))[1]
 
     info = exact(floating(params, "params"), floating(hparams, "hparams"), data, key)

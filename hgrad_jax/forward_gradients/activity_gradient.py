@@ -88,7 +88,7 @@ def activity_forward_gradient(
       >>> gradient = activity_forward_gradient(example_losses(model))
       >>> rule = hg.sgd(classification_loss(model), learning_rate=0.2, gradient=gradient)
       >>> params = model.init(jax.random.key(0), x, train=False)["params"]
-      >>> out = hg.unroll(rule, params, {}, (x, y), num_steps=200, key=jax.random.key(1))
+      >>> out = hg.unroll(hg.Run(rule, num_steps=200), params, {}, (x, y), key=jax.random.key(1))
       >>> bool(classification_loss(model)(out.params, {}, (x, y), None) < 0.1)
       True
     """

@@ -60,7 +60,8 @@ def forward_gradient(
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.sum((params - jnp.arange(4.0)) ** 2)
       >>> rule = hg.sgd(loss, learning_rate=0.1, gradient=hg.forward_gradient())
-      >>> out = hg.unroll(rule, jnp.zeros(4), {}, None, num_steps=100, key=jax.random.key(0))
+      >>> run = hg.Run(rule, num_steps=100)
+      >>> out = hg.unroll(run, jnp.zeros(4), {}, None, key=jax.random.key(0))
       >>> bool(jnp.allclose(out.params, jnp.arange(4.0), atol=1e-3))
       True
     """

@@ -144,6 +144,11 @@ def steps(name: str, value: Any) -> int:
         raise TypeError(
             f"{name} is traced; it sets the length of a scan: make it a static argument of jit."
         )
+    if callable(value):
+        raise TypeError(
+            f"{name} is a function, but a Run has one length; pass an int, and to hg.tune the "
+            "function as lengths=."
+        )
     found = as_int(value)
     if found is None:
         raise TypeError(f"{name} is {value!r}; it must be an int.")

@@ -51,14 +51,13 @@ def data_parallel(loss: Loss) -> Loss:
       >>> import jax, jax.numpy as jnp, hgrad_jax as hg
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.mean((batch - params) ** 2)
-      >>> def run(rate):
-      ...     hparams = {"learning_rate": rate, "momentum": 0.5}
-      ...     return hg.value_and_hypergradient(
-      ...         lambda params, hparams, data: params**2, hg.heavy_ball(hg.data_parallel(loss)),
-      ...         jnp.float32(0), hparams, jnp.arange(8.0), num_steps=5, adjoint=hg.Reversible(),
-      ...     )
+      >>> rule = hg.heavy_ball(hg.data_parallel(loss))
+      >>> run = hg.Run(rule, num_steps=5, adjoint=hg.Reversible())
+      >>> def hypergradient(rate):
+      ...     arrays = (jnp.float32(0), {"learning_rate": rate, "momentum": 0.5}, jnp.arange(8.0))
+      ...     return hg.value_and_hypergradient(lambda params, hparams, _: params**2, run, *arrays)
       >>> num_devices = len(jax.devices())  # one, or two, four or eight, for eight examples
-      >>> found = hg.over_devices(run, in_axes=None, batch_parts=num_devices)(0.1)
+      >>> found = hg.over_devices(hypergradient, in_axes=None, batch_parts=num_devices)(0.1)
       >>> print(f"{found.value:.2f} {int(found.info.mismatches)}")
       12.05 0
     """

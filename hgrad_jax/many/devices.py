@@ -71,17 +71,17 @@ def over_devices(
 
       >>> import jax, jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)))
-      >>> def run(rate, key):
+      >>> run = hg.Run(rule, num_steps=5, adjoint=hg.Reversible())
+      >>> def hypergradient(rate, key):
       ...     hparams = {"learning_rate": rate, "momentum": 0.5}
       ...     start = jax.random.normal(key, (3,))
       ...     found = hg.value_and_hypergradient(
-      ...         lambda params, hparams, data: jnp.sum(params**2), rule, start, hparams, None,
-      ...         num_steps=5, adjoint=hg.Reversible(),
+      ...         lambda params, hparams, data: jnp.sum(params**2), run, start, hparams, None
       ...     )
       ...     return found.hparams, found.info
       >>> rates, keys = jnp.array([0.1, 0.2]), jax.random.split(jax.random.key(0), 3)
       >>> rates, keys = jnp.repeat(rates, 3), jnp.tile(keys, 2)  # six runs
-      >>> hypergradients, info = hg.over_devices(run)(rates, keys)
+      >>> hypergradients, info = hg.over_devices(hypergradient)(rates, keys)
       >>> bool(hg.check(info).is_restored.all())
       True
       >>> by_setting = hypergradients["learning_rate"].reshape(2, 3)

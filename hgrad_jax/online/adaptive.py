@@ -102,10 +102,9 @@ def adaptive(
       >>> rule = hg.online.adaptive(inner, valid_loss, every=10, window=3)
       >>> hparams = {"log_learning_rate": jnp.full(2, -5.0), "log10_l2": jnp.full(2, -2.0)}
       >>> data = (jnp.array([1.0, -2.0]), jnp.array([0.5, -3.0]))  # training, validation
-      >>> out = hg.unroll(
-      ...     rule, jnp.zeros(2), hparams, data, num_steps=3,
-      ...     batch_fn=hg.online.periods(every=10), record=lambda state, data: state.hparams,
-      ... )
+      >>> periods, kept = hg.online.periods(every=10), lambda state, data: state.hparams
+      >>> run = hg.Run(rule, num_steps=3, batch_fn=periods, record=kept)
+      >>> out = hg.unroll(run, jnp.zeros(2), hparams, data)
       >>> out.trace["log_learning_rate"].round(1)  # the first number went too far in the end
       Array([[-4.8, -4.8],
              [-4.6, -4.6],

@@ -140,7 +140,7 @@ def hypergradient_descent(
       >>> rule = hg.online.hypergradient_descent(lambda x, hparams, batch, key: x**2 / 2)
       >>> hparams = {"learning_rate": 0.5, "hyper_rate": 0.25}
       >>> rates = lambda state, data: state.hparams["learning_rate"]
-      >>> hg.unroll(rule, jnp.float32(1), hparams, None, num_steps=2, record=rates).trace
+      >>> hg.unroll(hg.Run(rule, num_steps=2, record=rates), jnp.float32(1), hparams, None).trace
       Array([0.5  , 0.625], dtype=float32)
     """
     (hyper_rate,) = taken(hyper_rate=hyper_rate)

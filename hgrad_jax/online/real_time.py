@@ -107,10 +107,8 @@ def rtho(
       ...     return (params - batch) ** 2 / 2
       >>> settings = {"learned": ("learning_rate",), "make_tx": lambda hparams: optax.sgd(0.5)}
       >>> rule = hg.online.rtho(hg.sgd(loss), loss, every=2, **settings)
-      >>> out = hg.unroll(
-      ...     rule, jnp.float32(1), {"learning_rate": 0.5}, (0.0, 0.0), num_steps=2,
-      ...     batch_fn=hg.online.paired(),
-      ... )
+      >>> run = hg.Run(rule, num_steps=2, batch_fn=hg.online.paired())
+      >>> out = hg.unroll(run, jnp.float32(1), {"learning_rate": 0.5}, (0.0, 0.0))
       >>> out.state.hypergradient["learning_rate"]  # d ((1 - rate)**2)**2 / 2
       Array(-0.25, dtype=float32)
       >>> out.state.hparams["learning_rate"]

@@ -73,10 +73,9 @@ def t1_t2(
       ...     return (params - batch) ** 2 / 2
       >>> settings = {"learned": ("learning_rate",), "make_tx": lambda h: optax.sgd(h["meta"])}
       >>> rule = hg.online.t1_t2(hg.sgd(loss), loss, **settings)
-      >>> out = hg.unroll(
-      ...     rule, jnp.float32(1), {"learning_rate": 0.5, "meta": 0.25}, (0.0, 0.0), num_steps=2,
-      ...     batch_fn=hg.online.paired(), record=lambda state, data: state.hparams["learning_rate"]
-      ... )
+      >>> rates = lambda state, data: state.hparams["learning_rate"]
+      >>> run = hg.Run(rule, num_steps=2, batch_fn=hg.online.paired(), record=rates)
+      >>> out = hg.unroll(run, jnp.float32(1), {"learning_rate": 0.5, "meta": 0.25}, (0.0, 0.0))
       >>> out.trace  # 1/2 + 1/4 * 1/2; then 5/8 + 1/4 * 3/16 * 1/2
       Array([0.625    , 0.6484375], dtype=float32)
     """

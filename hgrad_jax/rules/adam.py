@@ -79,7 +79,8 @@ def adam(
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.adam(lambda params, hparams, batch, key: jnp.sum(params**2))
-      >>> hg.unroll(rule, jnp.array([1.0, -3.0]), {"learning_rate": 0.25}, None, num_steps=1).params
+      >>> run = hg.Run(rule, num_steps=1)
+      >>> hg.unroll(run, jnp.array([1.0, -3.0]), {"learning_rate": 0.25}, None).params
       Array([ 0.75, -2.75], dtype=float32)
     """
     slots = {"first_moment": first_moment, "second_moment": second_moment}
@@ -124,7 +125,8 @@ def adamw(
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.adamw(lambda params, hparams, batch, key: jnp.sum(params**2), weight_decay=0.5)
-      >>> hg.unroll(rule, jnp.array([1.0, -4.0]), {"learning_rate": 0.25}, None, num_steps=1).params
+      >>> run = hg.Run(rule, num_steps=1)
+      >>> hg.unroll(run, jnp.array([1.0, -4.0]), {"learning_rate": 0.25}, None).params
       Array([ 0.625, -3.25 ], dtype=float32)
     """
     learning_rate, weight_decay = taken(learning_rate=learning_rate, weight_decay=weight_decay)

@@ -70,7 +70,7 @@ def average(
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.sum(params**2) / 2
       >>> rule = hg.sgd(loss, learning_rate=0.5)
-      >>> out = hg.unroll(hg.average(rule, decay=0.75), jnp.ones(1), {}, None, num_steps=2)
+      >>> out = hg.unroll(hg.Run(hg.average(rule, decay=0.75), num_steps=2), jnp.ones(1), {}, None)
       >>> out.params, out.state.inner.params
       (Array([0.71875], dtype=float32), Array([0.25], dtype=float32))
     """
@@ -100,7 +100,7 @@ def polyak_average(transition: Transition, *, slot: Slot = Slot(smallest_decay=0
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.sum(params**2) / 2
       >>> rule = hg.sgd(loss, learning_rate=0.5)
-      >>> out = hg.unroll(hg.polyak_average(rule), jnp.float32(1), {}, None, num_steps=2)
+      >>> out = hg.unroll(hg.Run(hg.polyak_average(rule), num_steps=2), jnp.float32(1), {}, None)
       >>> print(f"{out.params:.4f}")  # (1 + 1/2 + 1/4) / 3
       0.5833
     """

@@ -87,9 +87,9 @@ def kick_drift(
       ...     decays=lambda hparams, count: {"velocity": 0.9},
       ...     slots={"velocity": hg.Slot()},
       ... )
+      >>> run = hg.Run(rule, num_steps=3, adjoint=hg.Reversible())
       >>> def end(rate):
-      ...     settings = {"num_steps": 3, "adjoint": hg.Reversible()}
-      ...     return jnp.sum(hg.unroll(rule, jnp.ones(2), {"rate": rate}, None, **settings).params)
+      ...     return jnp.sum(hg.unroll(run, jnp.ones(2), {"rate": rate}, None).params)
       >>> print(f"{jax.grad(end)(jnp.float32(0.01)):.4f}")
       -6.0000
     """

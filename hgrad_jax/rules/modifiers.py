@@ -45,8 +45,8 @@ class RandomModifier(NamedTuple):
       ...     return 2 * gradient * jax.random.bernoulli(key, shape=gradient.shape)
       >>> half = hg.modified(hg.backpropagation, hg.RandomModifier(modify))
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params), gradient=half)
-      >>> run = {"num_steps": 1, "key": jax.random.key(0)}
-      >>> out = hg.unroll(rule, jnp.zeros(100), {"learning_rate": 0.5}, None, **run)
+      >>> run, hparams = hg.Run(rule, num_steps=1), {"learning_rate": 0.5}
+      >>> out = hg.unroll(run, jnp.zeros(100), hparams, None, key=jax.random.key(0))
       >>> jnp.unique(out.params).tolist()
       [-1.0, 0.0]
     """
@@ -81,7 +81,8 @@ def modified(
       ...     return jnp.sum(params**2) / 2
       >>> gradient = hg.modified(hg.backpropagation, hg.clip_by_norm(2.5), hg.add_weight_decay(0.5))
       >>> rule = hg.sgd(loss, gradient=gradient)
-      >>> hg.unroll(rule, jnp.array([3.0, 4.0]), {"learning_rate": 0.5}, None, num_steps=1).params
+      >>> run = hg.Run(rule, num_steps=1)
+      >>> hg.unroll(run, jnp.array([3.0, 4.0]), {"learning_rate": 0.5}, None).params
       Array([1.5, 2. ], dtype=float32)
     """
     require_function(provider, "provider(loss)", "hg.backpropagation, first, and then modifiers")
@@ -222,12 +223,12 @@ def add_noise(scale: Source = field("noise_scale")) -> RandomModifier:
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.sum(params**2) / 2
       >>> rule = hg.momentum(loss, gradient=hg.modified(hg.backpropagation, hg.add_noise()))
+      >>> axes = {"learning_rate": None, "momentum": None, "noise_scale": 0}
+      >>> run = hg.Run(rule, num_steps=50, hparams_axes=axes, adjoint=hg.Reversible())
       >>> def end(eta, gamma):
       ...     scale = jnp.sqrt(eta / (1 + jnp.arange(50)) ** gamma)
       ...     hparams = {"learning_rate": 0.1, "momentum": 0.9, "noise_scale": scale}
-      ...     axes = {"learning_rate": None, "momentum": None, "noise_scale": 0}
-      ...     run = {"num_steps": 50, "key": jax.random.key(0), "adjoint": hg.Reversible()}
-      ...     out = hg.unroll(rule, jnp.ones(3), hparams, None, hparams_axes=axes, **run)
+      ...     out = hg.unroll(run, jnp.ones(3), hparams, None, key=jax.random.key(0))
       ...     return jnp.sum(out.params**2)
       >>> bars = jax.jit(jax.grad(end, (0, 1)))(0.3, 0.55)
       >>> all(bool(bar != 0) for bar in bars)

@@ -42,7 +42,7 @@ def momentum(
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.momentum(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
       >>> hparams = {"learning_rate": 1.0, "momentum": 0.5}
-      >>> hg.unroll(rule, jnp.ones(1), hparams, None, num_steps=1).params
+      >>> hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(1), hparams, None).params
       Array([0.5], dtype=float32)
     """
     rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
@@ -85,7 +85,7 @@ def heavy_ball(
       ...     learning_rate=0.25,
       ...     momentum=0.5,
       ... )
-      >>> hg.unroll(rule, jnp.ones(1), {}, None, num_steps=2).params
+      >>> hg.unroll(hg.Run(rule, num_steps=2), jnp.ones(1), {}, None).params
       Array([0.4375], dtype=float32)
     """
     rate, decay = taken(learning_rate=learning_rate, momentum=momentum)
@@ -129,7 +129,7 @@ def classical_momentum(
       ...     learning_rate=0.25,
       ...     momentum=0.5,
       ... )
-      >>> hg.unroll(rule, jnp.ones(1), {}, None, num_steps=2).state
+      >>> hg.unroll(hg.Run(rule, num_steps=2), jnp.ones(1), {}, None).state
       KickDriftState(params=Array([0.4375], dtype=float32),
                      slots={'velocity': Array([-0.3125], dtype=float32)},
                      count=Array(2, dtype=int32))

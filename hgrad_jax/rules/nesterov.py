@@ -37,7 +37,7 @@ def nesterov(
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.sum(params**2) / 2
       >>> rule = hg.nesterov(loss, momentum=0.5)
-      >>> hg.unroll(rule, jnp.ones(1), {"learning_rate": 0.5}, None, num_steps=1).params
+      >>> hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(1), {"learning_rate": 0.5}, None).params
       Array([0.25], dtype=float32)
     """
     learning_rate, momentum = taken(learning_rate=learning_rate, momentum=momentum)

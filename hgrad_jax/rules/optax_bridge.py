@@ -76,7 +76,8 @@ def from_optax(
       >>> rule = hg.from_optax(make_tx, lambda params, hparams, batch, key: params**2 / 2)
       >>> def end(hparams):
       ...     start, axes = jnp.float32(4), {"rate": 0, "clip": None}
-      ...     return hg.unroll(rule, start, hparams, None, num_steps=2, hparams_axes=axes).params
+      ...     run = hg.Run(rule, num_steps=2, hparams_axes=axes)
+      ...     return hg.unroll(run, start, hparams, None).params
       >>> bars = jax.grad(end)({"rate": jnp.array([0.5, 0.25]), "clip": jnp.float32(3)})
       >>> bars["clip"], bars["rate"]
       (Array(-0.375, dtype=float32), Array([-2.25, -2.5 ], dtype=float32))

@@ -32,7 +32,7 @@ def project_to_box(transition: Transition, *, lower: Source, upper: Source) -> T
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params), learning_rate=1.0)
       >>> rule = hg.project_to_box(rule, lower=0.0, upper=1.0)
-      >>> hg.unroll(rule, jnp.array([0.5, 1.75]), {}, None, num_steps=1).params
+      >>> hg.unroll(hg.Run(rule, num_steps=1), jnp.array([0.5, 1.75]), {}, None).params
       Array([0.  , 0.75], dtype=float32)
     """
     require_transition(transition)

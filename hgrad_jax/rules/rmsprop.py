@@ -46,7 +46,8 @@ def rmsprop(
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.rmsprop(lambda params, hparams, batch, key: jnp.sum(params**2), decay=0.75)
-      >>> hg.unroll(rule, jnp.array([1.0, -4.0]), {"learning_rate": 0.25}, None, num_steps=1).params
+      >>> run = hg.Run(rule, num_steps=1)
+      >>> hg.unroll(run, jnp.array([1.0, -4.0]), {"learning_rate": 0.25}, None).params
       Array([ 0.5, -3.5], dtype=float32)
     """
     learning_rate, decay, eps = taken(learning_rate=learning_rate, decay=decay, eps=eps)
@@ -110,7 +111,7 @@ def rmsprop_momentum(
       ...     return jnp.sum(params**2)
       >>> rule = hg.rmsprop_momentum(loss, decay=0.75)
       >>> hparams = {"learning_rate": 0.25, "momentum": 0.5}
-      >>> hg.unroll(rule, jnp.array([1.0, -4.0]), hparams, None, num_steps=1).params
+      >>> hg.unroll(hg.Run(rule, num_steps=1), jnp.array([1.0, -4.0]), hparams, None).params
       Array([ 0.5, -3.5], dtype=float32)
     """
     learning_rate, momentum, decay, eps = taken(

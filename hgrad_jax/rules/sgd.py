@@ -31,7 +31,7 @@ def sgd(
     Example:
       >>> import jax.numpy as jnp, hgrad_jax as hg
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2) / 2)
-      >>> hg.unroll(rule, jnp.ones(1), {"learning_rate": 0.5}, None, num_steps=2).params
+      >>> hg.unroll(hg.Run(rule, num_steps=2), jnp.ones(1), {"learning_rate": 0.5}, None).params
       Array([0.25], dtype=float32)
     """
     (learning_rate,) = taken(learning_rate=learning_rate)

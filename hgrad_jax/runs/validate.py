@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hgrad_jax.inputs.arguments import prng_key, taken
+from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.inputs.functions import as_int, require_arrays, require_function
 from hgrad_jax.inputs.leaves import require_float
 from hgrad_jax.inputs.transitions import require_transition
@@ -28,7 +28,7 @@ def floating(tree: Any, name: str) -> Any:
       ValueError: there is no leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves and name in ("params", "init_params"):
+    if not leaves and name == "params":
         raise ValueError(f"{name} is an empty tree; there is nothing to train.")
     for path, leaf in leaves:
         require_float(leaf, name + jax.tree_util.keystr(path))
@@ -79,11 +79,11 @@ def schedules(hparams: Hparams, hparams_axes: Any, num_steps: Any) -> tuple[bool
     return tuple(result)
 
 
-def run_functions(batch_fn: Any, key: Any, record: Any) -> None:
-    """Raises if what makes batches, randomness or the trace is of the wrong kind.
+def run_functions(batch_fn: Any, record: Any) -> None:
+    """Raises if what makes batches or the trace is of the wrong kind.
 
     Raises:
-      TypeError: `batch_fn` or `record` is no function of its arguments, or `key` no PRNG key.
+      TypeError: `batch_fn` or `record` is no function of its arguments.
     """
     if batch_fn is not None:
         require_function(
@@ -91,7 +91,6 @@ def run_functions(batch_fn: Any, key: Any, record: Any) -> None:
         )
     if record is not None:
         require_function(record, "record(state, data)", "a function, or None for no trace")
-    prng_key("key", key)
 
 
 def adjoint_serves(adjoint: Any, transition: Transition) -> None:

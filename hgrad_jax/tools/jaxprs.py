@@ -57,7 +57,10 @@ def parts(value: Any) -> Iterator[Any]:
             left.append(value.val)
         elif hasattr(value, "__wrapped__"):  # jitted, say
             left.append(value.__wrapped__)
-        elif hasattr(value, "vjp_fwd") or _is_called_by_python(value):
+        elif hasattr(value, "vjp_fwd"):  # a high-level primitive, with what it was made from
+            yield type(value)
+            left += vars(value).values()
+        elif _is_called_by_python(value):
             yield type(value)
 
 

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.data.dataset import num_examples
 from hgrad_jax.data.examples import validate_finite
-from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.arguments import prng_key, taken
 from hgrad_jax.inputs.functions import positive_int, require_function
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.trajectory import Trajectory, inputs
@@ -95,8 +95,8 @@ def fit(
         in whole periods, of `online.paired` and `online.periods`), and 1 where that has no
         `batch_size`.
       key: as `unroll`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`; a schedule has one value for each step of all epochs.
+      batch_fn: as `Run`.
+      hparams_axes: as `Run`; a schedule has one value for each step of all epochs.
       epoch_hparams: `epoch_hparams(hparams, epoch) -> hparams`, pure: what the steps of an epoch,
         an int32 scalar counted from 0, use in place of what is given. For decay per epoch.
       loss: the loss that the rule was made with, to record it for every step's batch, which costs
@@ -145,7 +145,8 @@ def fit(
     num_epochs = positive_int("num_epochs", num_epochs)
     (progress,) = taken(progress=progress)
     validate.adjoint_serves(Direct(), transition)
-    validate.run_functions(batch_fn, key, None)
+    validate.run_functions(batch_fn, None)
+    prng_key("key", key)
     _refuse_settings(loss, metrics, metrics_args, epoch_hparams, checkpoints)
     _refuse_data(train, valid, train_sample, metrics)
     length = _length_of_epoch(steps_per_epoch, train, batch_fn)

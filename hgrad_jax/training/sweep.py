@@ -93,7 +93,7 @@ def sweep(
       >>> rule = hg.heavy_ball(lambda params, hparams, batch, key: jnp.sum(jnp.cosh(params)))
       >>> def run(hparams, key, data):
       ...     start = jax.random.normal(key, (3,))
-      ...     end = hg.unroll(rule, start, hparams, data, num_steps=10).params
+      ...     end = hg.unroll(hg.Run(rule, num_steps=10), start, hparams, data).params
       ...     return {"distance": jnp.max(jnp.abs(end))}
       >>> settings = hg.grid({"learning_rate": [0.1, 0.3], "momentum": [0.0, 0.5]})
       >>> found = hg.sweep(run, settings, keys=jax.random.split(jax.random.key(0), 5))

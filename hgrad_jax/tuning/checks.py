@@ -1,6 +1,6 @@
 """Checks of what `tune` is given, on the host, before anything is compiled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.data.overlap import require_disjoint
 from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.inputs.functions import require_function
+from hgrad_jax.run import Run
 from hgrad_jax.runs import validate
 from hgrad_jax.training import stopping
 from hgrad_jax.training.stopping import EarlyStopping
@@ -46,20 +47,20 @@ def require_tuned(hparams: Hparams) -> None:
         raise ValueError("hparams is an empty tree; there is nothing to tune.")
 
 
-def require_key(key: Any, init_params: Any, num_runs: int, fresh_splits: bool) -> None:
+def require_key(key: Any, params: Any, num_runs: int, fresh_splits: bool) -> None:
     """Raises if something random has no key, or initial parameters come from no function of one.
 
     Raises:
       ValueError: it has none.
       TypeError: they do.
     """
-    if key is None and (num_runs > 1 or fresh_splits or callable(init_params)):
+    if key is None and (num_runs > 1 or fresh_splits or callable(params)):
         raise ValueError(
-            "key is None, but several runs, fresh splits and random initial parameters "
-            "(init_params that is a function) need one; pass key=jax.random.key(0)."
+            "key is None, but several runs, fresh splits and random initial parameters (params "
+            "that is a function) need one; pass key=jax.random.key(0)."
         )
-    if callable(init_params):
-        require_function(init_params, "init_params(key)", "a function of a key, or parameters")
+    if callable(params):
+        require_function(params, "params(key)", "a function of a key, or parameters")
 
 
 def require_finite_start(tree: Any, name: str) -> None:
@@ -79,59 +80,60 @@ def require_finite_start(tree: Any, name: str) -> None:
             )
 
 
-def require_data(train: Data, valid: Data, test: Data, metrics: Any, fresh_splits: bool) -> None:
+def require_data(
+    data: Data, outer_data: Data, test_data: Data, metrics: Any, fresh_splits: bool
+) -> None:
     """Raises if the parts of the data are not finite, overlap, or are of no use.
 
     Raises:
       ValueError: they do, or are not.
     """
-    parts = {"train": train, "valid": valid, "test": test}
-    for name, data in parts.items():
-        validate_finite(data, name)
-    if metrics is None and test is not None:
+    parts = {"data": data, "outer_data": outer_data, "test_data": test_data}
+    for name, part in parts.items():
+        validate_finite(part, name)
+    if metrics is None and test_data is not None:
         raise ValueError(
-            "test is given, but metrics is None, and nothing would look at it; pass metrics= "
+            "test_data is given, but metrics is None, and nothing would look at it; pass metrics= "
             "(hgrad_jax.models.classification_metrics(model) makes some)."
         )
-    if metrics is not None and valid is None and test is None:
-        raise ValueError("metrics is given, but neither valid nor test, to evaluate it on.")
+    if metrics is not None and outer_data is None and test_data is None:
+        raise ValueError(
+            "metrics is given, but neither outer_data nor test_data, to evaluate it on."
+        )
     require_disjoint(parts)
     if fresh_splits:
-        require_alike(train, valid)
+        require_alike(data, outer_data)
 
 
-def lengths(
-    num_steps: int | Callable[[int], int],
-    num_meta_steps: int,
-    hparams: Hparams,
-    hparams_axes: Any,
-    run_hparams: Any,
+def lengths_of(
+    run: Run, lengths: Any, num_meta_steps: int, hparams: Hparams, run_hparams: Any
 ) -> list[int]:
     """Returns the length of the runs in each meta-step.
 
     Raises:
       ValueError, TypeError: one is no positive int, or does not fit the schedules.
     """
-    if not callable(num_steps):
-        found = [num_steps] * num_meta_steps
-    else:
-        require_function(num_steps, "num_steps(meta_step)", "a function, or one number")
-        found = [num_steps(k) for k in range(num_meta_steps)]
+    found = [run.num_steps] * num_meta_steps
+    if lengths is not None:
+        require_function(lengths, "lengths(meta_step)", "a function that returns an int, or None")
+        found = [taken(num_steps=lengths(k))[0] for k in range(num_meta_steps)]
+    for length in dict.fromkeys(found):
+        require_fit(run, length, hparams, run_hparams)
+    return found
+
+
+def require_fit(run: Run, num_steps: int, hparams: Hparams, run_hparams: Any) -> None:
+    """Raises if the hyperparameters do not fit runs of a length.
+
+    Raises:
+      ValueError, TypeError: they do not.
+    """
+    of_run = hparams
     if run_hparams is not None:
         call = "run_hparams(hparams, num_steps)"
         require_function(run_hparams, call, "a function, or None")
-    checked = set()
-    for k, length in enumerate(found):
-        (length,) = taken(num_steps=length)
-        found[k] = length
-        if length in checked:
-            continue
-        checked.add(length)
-        of_run = hparams
-        if run_hparams is not None:
-            of_run = jax.eval_shape(lambda h, n=length: expanded(run_hparams, h, n), hparams)
-        validate.schedules(of_run, hparams_axes, length)
-    return found
+        of_run = jax.eval_shape(lambda h: expanded(run_hparams, h, num_steps), hparams)
+    validate.schedules(of_run, run.hparams_axes, num_steps)
 
 
 def require_stable(before: Any, after: Any) -> None:

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.hypergradient import Hypergradient, Objective, value_and_hypergradient
+from hgrad_jax.inputs.arguments import prng_key
 from hgrad_jax.inputs.functions import positive_int, require_arrays, require_function, traced
 from hgrad_jax.many.devices import mesh_of, spread
 from hgrad_jax.many.placement import replicated
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.trajectory import all_finite
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 
 RunHparams = Callable[[Hparams, int], Hparams]
 """`run_hparams(hparams, num_steps) -> hparams` of a run, from those that are tuned."""
@@ -45,21 +45,17 @@ class MetaStep(NamedTuple):
 
 def meta_step(
     objective: Objective,
-    transition: Transition,
-    init_params: Params | Callable[[Array], Params],
+    run: Run,
+    params: Params | Callable[[Array], Params],
     hparams: Hparams,
     opt_state: Any,
-    train: Data,
-    valid: Data = None,
+    data: Data,
+    outer_data: Data = None,
     *,
-    num_steps: int,
     optimizer: optax.GradientTransformation,
     key: Array | None = None,
     num_runs: int = 1,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
     run_hparams: RunHparams | None = None,
-    adjoint: Adjoint = Direct(),
     batch_parts: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> MetaStep:
@@ -70,22 +66,18 @@ def meta_step(
 
     Args:
       objective: as `value_and_hypergradient`, of the hyperparameters of a run.
-      transition: as `unroll`.
-      init_params: initial parameters, or `init_params(key) -> params`, which makes those of a run.
+      run: as `unroll`; its `hparams_axes` are of the hyperparameters of a run.
+      params: initial parameters, or `params(key)`, a function that makes those of a run.
       hparams: what is tuned, a pytree of floating-point arrays.
       opt_state: `optimizer.init(hparams)`, or the last step's.
-      train: as `unroll`'s data.
-      valid: pytree of arrays for the objective.
-      num_steps: T, of each run.
+      data: as `unroll`.
+      outer_data: pytree of arrays for the objective, say the validation set.
       optimizer: any optax transformation; it is given the hyperparameters, and the mean objective
         as `value`.
       key: PRNG key, which gives each run one for its initial parameters and one for its steps.
       num_runs: R, how many run side by side.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`, of the hyperparameters of a run.
       run_hparams: `run_hparams(hparams, num_steps) -> hparams` of a run, differentiable: expands
         windows to schedules, or logarithms to rates. None where a run uses what is tuned.
-      adjoint: as `unroll`.
       batch_parts: how many devices share the batches of a run, where its loss is `data_parallel`;
         None where it is not.
       devices: what the runs are shared among, a multiple of `batch_parts`; None for all that JAX
@@ -100,19 +92,20 @@ def meta_step(
       >>> rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum((params - 3.0) ** 2))
       >>> hparams, optimizer = {"learning_rate": jnp.float32(0.05)}, hg.sign_descent(0.01)
       >>> step = hg.meta_step(
-      ...     lambda params, hparams, valid: jnp.sum((params - 3.0) ** 2), rule, jnp.zeros(2),
-      ...     hparams, optimizer.init(hparams), None, num_steps=5, optimizer=optimizer,
+      ...     lambda params, hparams, _: jnp.sum((params - 3.0) ** 2), hg.Run(rule, num_steps=5),
+      ...     jnp.zeros(2), hparams, optimizer.init(hparams), None, optimizer=optimizer,
       ... )
       >>> print(f"{step.hparams['learning_rate']:.2f} {step.found.value[0]:.3f}")
       0.06 6.276
     """
     num_runs = positive_int("num_runs", num_runs)
-    validate.run_functions(batch_fn, key, None)
+    require_run(run)
+    prng_key("key", key)
     require_optimizer(optimizer)
-    for name, data in (("train", train), ("valid", valid)):
-        require_arrays(data, name)
-    if not callable(init_params):
-        validate.floating(init_params, "init_params")
+    for name, arrays in (("data", data), ("outer_data", outer_data)):
+        require_arrays(arrays, name)
+    if not callable(params):
+        validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
     wanted = jax.tree.structure(jax.eval_shape(optimizer.init, hparams))
     if jax.tree.structure(opt_state) != wanted:
@@ -122,40 +115,28 @@ def meta_step(
         )
     if run_hparams is not None:
         require_function(run_hparams, "run_hparams(hparams, num_steps)", "a function, or None")
-    if key is None and (num_runs > 1 or callable(init_params)):
+    if key is None and (num_runs > 1 or callable(params)):
         raise ValueError(
-            "key is None, but several runs or random initial parameters (init_params that is a "
+            "key is None, but several runs or random initial parameters (params that is a "
             "function) need one; pass key=jax.random.key(0)."
         )
 
-    def one(key: Array | None, hparams: Hparams, init: Any, train: Data, valid: Data) -> Any:
+    def one(key: Array | None, hparams: Hparams, init: Any, data: Data, outer_data: Data) -> Any:
         of_run, pull = hparams, None
         if (expand := run_hparams) is not None:
-            of_run, pull = jax.vjp(lambda h: expanded(expand, h, num_steps), hparams)
+            of_run, pull = jax.vjp(lambda h: expanded(expand, h, run.num_steps), hparams)
         key_init, key_run = (None, None) if key is None else jax.random.split(key)
-        if callable(init_params) and key_init is not None:
-            with traced("init_params"):
-                init = init_params(key_init)
-        found = value_and_hypergradient(
-            objective,
-            transition,
-            init,
-            of_run,
-            train,
-            valid,
-            num_steps=num_steps,
-            key=key_run,
-            batch_fn=batch_fn,
-            hparams_axes=hparams_axes,
-            adjoint=adjoint,
-        )
+        if callable(params) and key_init is not None:
+            with traced("params"):
+                init = params(key_init)
+        found = value_and_hypergradient(objective, run, init, of_run, data, outer_data, key=key_run)
         total = found.hparams if pull is None else pull(found.hparams)[0]
         is_finite = found.info.is_finite & all_finite(total)
         return found._replace(hparams=total, info=found.info._replace(is_finite=is_finite))
 
     keys = None if key is None else jax.random.split(key, num_runs)
-    init = None if callable(init_params) else init_params
-    found = _side_by_side(one, keys, (hparams, init, train, valid), batch_parts, devices)
+    init = None if callable(params) else params
+    found = _side_by_side(one, keys, (hparams, init, data, outer_data), batch_parts, devices)
     gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), found.hparams)
     update, opt_state = optax.with_extra_args_support(optimizer).update(
         gradient, opt_state, hparams, value=jnp.mean(found.value)

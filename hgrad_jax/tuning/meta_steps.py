@@ -14,20 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.check import checkable, refuse
 from hgrad_jax.hypergradient import Objective
-from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.arguments import prng_key, taken
 from hgrad_jax.inputs.functions import positive_int
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.trajectory import all_finite
 from hgrad_jax.tools.trees import strong
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.meta_step import RunHparams, meta_step, require_optimizer
 from hgrad_jax.tuning.seeds import RUNS_ROLE, SPLIT_ROLE, meta_step_key
 from hgrad_jax.tuning.splits import resplit
-from hgrad_jax.types import Array, BackwardInfo, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, BackwardInfo, Data, Hparams, Params
 
 
 def _require_finite(steps: Any) -> None:
@@ -62,23 +61,19 @@ class MetaSteps(NamedTuple):
 
 def meta_steps(
     objective: Objective,
-    transition: Transition,
-    init_params: Params | Callable[[Array], Params],
+    run: Run,
+    params: Params | Callable[[Array], Params],
     hparams: Hparams,
-    train: Data,
-    valid: Data = None,
+    data: Data,
+    outer_data: Data = None,
     *,
-    num_steps: int,
     num_meta_steps: int,
     optimizer: optax.GradientTransformation,
     key: Array | None = None,
     num_runs: int = 1,
     fresh_seeds: bool = True,
     fresh_splits: bool = False,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
     run_hparams: RunHparams | None = None,
-    adjoint: Adjoint = Direct(),
 ) -> MetaSteps:
     """Tunes hyperparameters as `tune` does, with the same seeds, as a pure function.
 
@@ -91,12 +86,11 @@ def meta_steps(
 
     Args:
       objective: as `tune`.
-      transition: any rule.
-      init_params: as `tune`.
+      run: as `meta_step`.
+      params: as `tune`.
       hparams: what the tuning starts from, a pytree of floating-point arrays.
-      train: pytree of arrays that batches are made from.
-      valid: pytree of arrays for the objective.
-      num_steps: T, of each run.
+      data: as `unroll`.
+      outer_data: as `meta_step`.
       num_meta_steps: K, a positive int.
       optimizer: any optax transformation. Its own settings may be traced: build it inside the
         function that is mapped.
@@ -104,10 +98,7 @@ def meta_steps(
       num_runs: R, how many runs are side by side in a meta-step.
       fresh_seeds: as `tune`.
       fresh_splits: as `tune`.
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`, of the hyperparameters of a run.
       run_hparams: as `tune`.
-      adjoint: how the runs are differentiated.
 
     Returns:
       The MetaSteps. Its flags are not read here.
@@ -123,10 +114,10 @@ def meta_steps(
       ...     return jnp.sum((params - 3.0) ** 2)
       >>> def tuning(learning_rate):
       ...     return hg.meta_steps(
-      ...         lambda params, hparams, valid: loss(params, hparams, valid, None), hg.sgd(loss),
-      ...         lambda key: jax.random.normal(key, (2,)), {"learning_rate": learning_rate}, None,
-      ...         num_steps=5, num_meta_steps=10, optimizer=hg.sign_descent(0.01), num_runs=2,
-      ...         key=jax.random.key(0),
+      ...         lambda params, hparams, valid: loss(params, hparams, valid, None),
+      ...         hg.Run(hg.sgd(loss), num_steps=5), lambda key: jax.random.normal(key, (2,)),
+      ...         {"learning_rate": learning_rate}, None, num_meta_steps=10, num_runs=2,
+      ...         optimizer=hg.sign_descent(0.01), key=jax.random.key(0),
       ...     )
       >>> out = jax.jit(jax.vmap(tuning))(jnp.array([0.05, 0.1, 0.2]))
       >>> out.hparams["learning_rate"].round(3), hg.check(out.info).is_finite.shape
@@ -135,37 +126,30 @@ def meta_steps(
     num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
     num_runs = positive_int("num_runs", num_runs)
     fresh_seeds, fresh_splits = taken(fresh_seeds=fresh_seeds, fresh_splits=fresh_splits)
-    validate.run_functions(batch_fn, key, None)
+    require_run(run)
+    prng_key("key", key)
     require_optimizer(optimizer)
     hparams = strong(validate.floating(hparams, "hparams"))
     checks.require_tuned(hparams)
-    if callable(num_steps):
-        raise TypeError(
-            "num_steps is a function, but one program has runs of one length; pass an int, or tune."
-        )
-    checks.lengths(num_steps, 1, hparams, hparams_axes, run_hparams)
-    checks.require_key(key, init_params, num_runs, fresh_splits)
+    checks.require_fit(run, run.num_steps, hparams, run_hparams)
+    checks.require_key(key, params, num_runs, fresh_splits)
 
     def step(carry: tuple[Hparams, Any], k: Array) -> tuple[tuple[Hparams, Any], Any]:
         hparams, opt_state = carry
-        parts = train, valid
+        parts = data, outer_data
         if fresh_splits and (split_key := meta_step_key(key, SPLIT_ROLE, k)) is not None:
-            parts = resplit(train, valid, split_key)
+            parts = resplit(data, outer_data, split_key)
         tried = meta_step(
             objective,
-            transition,
-            init_params,
+            run,
+            params,
             hparams,
             opt_state,
             *parts,
-            num_steps=num_steps,
             optimizer=optimizer,
             key=meta_step_key(key, RUNS_ROLE, k if fresh_seeds else 0),
             num_runs=num_runs,
-            batch_fn=batch_fn,
-            hparams_axes=hparams_axes,
             run_hparams=run_hparams,
-            adjoint=adjoint,
         )
         # An optimizer may make numbers of a NaN, and go on as if nothing had happened.
         is_sound = all_finite((hparams, tried.gradient))

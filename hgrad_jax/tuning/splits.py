@@ -53,6 +53,6 @@ def require_alike(train: Data, valid: Data) -> None:
         num_examples(data)
     if not is_like(train, valid, kind):
         raise ValueError(
-            f"fresh_splits is True, but an example of train is {shown(train, kind)} and one of "
-            f"valid {shown(valid, kind)}; give both in the same containers, shapes and dtypes."
+            f"fresh_splits is True, but an example of data is {shown(train, kind)} and one of "
+            f"outer_data {shown(valid, kind)}; give both in the same containers, shapes and dtypes."
         )

@@ -3,6 +3,7 @@
 Each meta-step is one call of a compiled `meta_step`; a length of the runs is compiled once.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,14 @@ import optax
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.inputs.functions import positive_int, require_arrays
 from hgrad_jax.many import devices as on
 from hgrad_jax.many import processes
 from hgrad_jax.many.placement import by_runs, everywhere, is_shared_by_processes, placed, replicated
+from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.tools.digest import digest
 from hgrad_jax.tools.trees import strong
 from hgrad_jax.training.checkpoints import Store
@@ -39,7 +39,7 @@ from hgrad_jax.tuning.program import Outcome, Program, compiled, outcome
 from hgrad_jax.tuning.records import Records
 from hgrad_jax.tuning.seeds import RUNS_ROLE, SPLIT_ROLE, meta_step_key
 from hgrad_jax.tuning.splits import resplit
-from hgrad_jax.types import Array, BatchFn, Data, Hparams, Params, Transition
+from hgrad_jax.types import Array, Data, Hparams, Params
 
 
 def _how_to_go_on(records: Any = None, **others: Any) -> str:
@@ -61,24 +61,21 @@ def _how_to_go_on(records: Any = None, **others: Any) -> str:
 @jax.disable_jit(False)  # which is for what is called: this compiles ahead
 def tune(
     objective: Objective,
-    transition: Transition,
-    init_params: Params | Callable[[Array], Params],
+    run: Run,
+    params: Params | Callable[[Array], Params],
     hparams: Hparams,
-    train: Data,
-    valid: Data = None,
-    test: Data = None,
+    data: Data,
+    outer_data: Data = None,
+    test_data: Data = None,
     *,
-    num_steps: int | Callable[[int], int],
     num_meta_steps: int,
     optimizer: optax.GradientTransformation,
     key: Array | None = None,
     num_runs: int = 1,
     fresh_seeds: bool = True,
     fresh_splits: bool = False,
-    batch_fn: BatchFn | None = None,
-    hparams_axes: Any = None,
     run_hparams: RunHparams | None = None,
-    adjoint: Adjoint = Direct(),
+    lengths: Callable[[int], int] | None = None,
     metrics: Callable[..., Mapping[str, Any]] | None = None,
     metrics_args: tuple[Any, ...] = (),
     early_stopping: EarlyStopping | None = None,
@@ -91,24 +88,22 @@ def tune(
     """Tunes hyperparameters by their hypergradients, and records how it went.
 
     A meta-step is `meta_step`: trainings, the mean hypergradient of their objective, an update. No
-    gradient is ever taken of anything that has seen `test`: the program that differentiates does
-    not get it, and a test example among the others is refused.
+    gradient is ever taken of anything that has seen `test_data`: the program that differentiates
+    does not get it, and a test example among the others is refused.
 
     The runs are shared among devices; their hypergradients are gathered before the mean is taken,
     whose order is that of one device. In a program of several processes all of them make the same
     call, each gets the result, and the first one writes the records.
 
     Args:
-      objective: `objective(params, hparams, valid) -> scalar` of the trained parameters and of the
-        hyperparameters of the run.
-      transition: any rule.
-      init_params: initial parameters, or `init_params(key) -> params`, which makes those of a run.
+      objective: `objective(params, hparams, outer_data) -> scalar` of the trained parameters and of
+        the hyperparameters of the run.
+      run: as `unroll`; its `hparams_axes` are of the hyperparameters of a run.
+      params: initial parameters, or `params(key)`, a function that makes those of a run.
       hparams: what is tuned, a pytree of floating-point arrays.
-      train: pytree of arrays that batches are made from.
-      valid: pytree of arrays for the objective.
-      test: what the metrics are evaluated on besides; None for none.
-      num_steps: T, or `num_steps(meta_step) -> T`: the length of the runs may grow. Each length is
-        compiled once; schedules must then come from `run_hparams`.
+      data: as `unroll`: the training set.
+      outer_data: pytree of arrays for the objective: the validation set.
+      test_data: what the metrics are evaluated on besides; None for none.
       num_meta_steps: how many at most, a positive int.
       optimizer: of the hyperparameters, any optax transformation, such as `sign_descent`,
         `nonnegative_adam` or `optax.adam`.
@@ -117,13 +112,12 @@ def tune(
       num_runs: how many runs of different seeds are side by side in a meta-step.
       fresh_seeds: whether initial parameters, batches and dropout differ from meta-step to
         meta-step; else all have those of the first.
-      fresh_splits: whether each meta-step divides `train` and `valid` anew into parts of the same
-        sizes (`tuning.splits.resplit`).
-      batch_fn: as `unroll`.
-      hparams_axes: as `unroll`, of the hyperparameters of a run.
+      fresh_splits: whether each meta-step divides `data` and `outer_data` anew into parts of the
+        same sizes (`tuning.splits.resplit`).
       run_hparams: `run_hparams(hparams, num_steps) -> hparams` of a run, differentiable: expands
         windows to schedules, or logarithms to rates. None where a run uses what is tuned.
-      adjoint: how the runs are differentiated.
+      lengths: `lengths(meta_step) -> T`, where the runs grow; None for `run.num_steps` in all. Each
+        length is compiled once; schedules must then come from `run_hparams`.
       metrics: `metrics(params, data, *metrics_args) -> {name: scalar}`, pure, evaluated on the
         validation and test data as valid_<name> and test_<name>, means over runs; None for none.
       metrics_args: pytrees that `metrics` needs besides.
@@ -161,18 +155,19 @@ def tune(
       >>> def run_hparams(hparams, num_steps):
       ...     rate = hg.hyper.over_windows(jnp.exp(hparams["log_rate"]), num_steps)
       ...     return {"learning_rate": rate, "momentum": jnp.float32(0.75)}
+      >>> axes = {"learning_rate": 0, "momentum": None}
+      >>> run = hg.Run(hg.heavy_ball(loss), num_steps=10, hparams_axes=axes)
       >>> out = hg.tune(
       ...     lambda params, hparams, valid: loss(params, hparams, valid, None),
-      ...     hg.heavy_ball(loss), lambda key: jax.random.normal(key, (4,)),
-      ...     {"log_rate": jnp.full(3, -4.0)}, (x[:30], y[:30]), (x[30:], y[30:]),
-      ...     num_steps=lambda meta_step: 5 if meta_step < 4 else 10, num_meta_steps=8,
-      ...     optimizer=hg.sign_descent(0.2), key=jax.random.key(1), num_runs=2,
-      ...     hparams_axes={"learning_rate": 0, "momentum": None}, run_hparams=run_hparams,
+      ...     run, lambda key: jax.random.normal(key, (4,)), {"log_rate": jnp.full(3, -4.0)},
+      ...     (x[:30], y[:30]), (x[30:], y[30:]), num_meta_steps=8, num_runs=2,
+      ...     lengths=lambda meta_step: 5 if meta_step < 4 else 10, run_hparams=run_hparams,
+      ...     optimizer=hg.sign_descent(0.2), key=jax.random.key(1),
       ... )
       >>> out.history.value.shape, bool(out.history.value[-1].mean() < out.history.value[0].mean())
       ((8, 2), True)
     """
-    given = (init_params, hparams, train, valid, test, key, metrics_args)
+    given = (params, hparams, data, outer_data, test_data, key, metrics_args)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
         raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_steps is for that.")
     num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
@@ -182,53 +177,49 @@ def tune(
     )
     checks.require_choices(optimizer, on_bad, records)
     require_metrics(metrics, metrics_args)
-    validate.adjoint_serves(adjoint, transition)
-    validate.run_functions(batch_fn, key, None)
-    checks.require_key(key, init_params, num_runs, fresh_splits)
-    for name, data in (("train", train), ("valid", valid), ("test", test)):
-        require_arrays(data, name)
+    require_run(run)
+    checks.require_key(key, params, num_runs, fresh_splits)
+    for name, part in (("data", data), ("outer_data", outer_data), ("test_data", test_data)):
+        require_arrays(part, name)
     # Here once for all meta-steps; of strong types, as a compiled step returns them.
-    train, valid, test, metrics_args = jax.tree.map(jnp.asarray, (train, valid, test, metrics_args))
-    checks.require_data(train, valid, test, metrics, fresh_splits)
+    given = jax.tree.map(jnp.asarray, (data, outer_data, test_data, metrics_args))
+    data, outer_data, test_data, metrics_args = given
+    checks.require_data(data, outer_data, test_data, metrics, fresh_splits)
     hparams = strong(validate.floating(hparams, "hparams"))
     checks.require_tuned(hparams)
     checks.require_finite_start(hparams, "hparams")
-    lengths = checks.lengths(num_steps, num_meta_steps, hparams, hparams_axes, run_hparams)
+    all_lengths = checks.lengths_of(run, lengths, num_meta_steps, hparams, run_hparams)
     opt_state = strong(optimizer.init(hparams))
-    params = None if callable(init_params) else validate.floating(init_params, "init_params")
-    checks.require_finite_start(params, "init_params")
+    start = None if callable(params) else validate.floating(params, "params")
+    checks.require_finite_start(start, "params")
     mesh = on.mesh_of(num_runs, devices, 1 if batch_parts is None else batch_parts)
     if mesh.size == 1 and devices is None and batch_parts is None:
         mesh = None  # as JAX places it
     here = (lambda tree: tree) if mesh is None else functools.partial(placed, mesh=mesh)
-    given = (hparams, opt_state, params, train, valid, test, metrics_args)
-    hparams, opt_state, params, train, valid, test, metrics_args = here(given)
+    given = (hparams, opt_state, start, data, outer_data, test_data, metrics_args)
+    hparams, opt_state, start, data, outer_data, test_data, metrics_args = here(given)
 
     def parts(k: int) -> tuple[Data, Data]:
         if not fresh_splits:
-            return train, valid
-        return _resplit(train, valid, here(meta_step_key(key, SPLIT_ROLE, k)))
+            return data, outer_data
+        return _resplit(data, outer_data, here(meta_step_key(key, SPLIT_ROLE, k)))
 
     def run_key(k: int) -> Array | None:
         return here(meta_step_key(key, RUNS_ROLE, k if fresh_seeds else 0))
 
-    def one(length, hparams, opt_state, params, train, valid, key):
+    def one(length, hparams, opt_state, start, data, outer_data, key):
         step = meta_step(
             objective,
-            transition,
-            init_params if params is None else params,
+            dataclasses.replace(run, num_steps=length),
+            params if start is None else start,
             hparams,
             opt_state,
-            train,
-            valid,
-            num_steps=length,
+            data,
+            outer_data,
             optimizer=optimizer,
             key=key,
             num_runs=num_runs,
-            batch_fn=batch_fn,
-            hparams_axes=hparams_axes,
             run_hparams=run_hparams,
-            adjoint=adjoint,
             batch_parts=batch_parts,
             devices=None if mesh is None else list(mesh.devices.flat),
         )
@@ -237,14 +228,14 @@ def tune(
 
     @functools.cache
     def lowered(length):
-        args = (hparams, opt_state, params, train, valid, run_key(0))
+        args = (hparams, opt_state, start, data, outer_data, run_key(0))
         return _jitted(functools.partial(one, length), mesh, num_runs).lower(*args)
 
-    first = lowered(lengths[0])
-    if hparams_axes is None:
+    first = lowered(all_lengths[0])
+    if run.hparams_axes is None:
         # A later length at which `unroll` would refuse a constant of as many rows is traced now.
         rows = {jnp.shape(x)[0] for x in jax.tree.leaves(hparams) if jnp.ndim(x)}
-        for length in rows.intersection(lengths[1:]).difference(lengths[:1]):
+        for length in rows.intersection(all_lengths[1:]).difference(all_lengths[:1]):
             lowered(length)
     after = first.out_info
 
@@ -252,16 +243,16 @@ def tune(
     def program(length: int) -> Program:
         return compiled(lowered(length))
 
-    measured = {"valid": valid, "test": test} if metrics is not None else {}
+    measured = {"valid": outer_data, "test": test_data} if metrics is not None else {}
     measure = Measure(
         metrics and jax.jit(_mean_over_runs(metrics, mesh)),
-        {name: data for name, data in measured.items() if data is not None},
+        {name: part for name, part in measured.items() if part is not None},
         metrics_args,
     )
     names = measure.names(after.params)
     checks.require_early_stopping(early_stopping, names)
     loop = Loop(
-        lengths, program, parts, run_key, params, measure, names, early_stopping, on_bad, mesh
+        all_lengths, program, parts, run_key, start, measure, names, early_stopping, on_bad, mesh
     )
     is_shared = mesh is not None and is_shared_by_processes(mesh)
     if records is None and not is_shared:
@@ -269,21 +260,19 @@ def tune(
     fingerprint = {
         "hparams": digest(hparams),
         "optimizer": digest(opt_state),
-        "params": digest(params),
+        "params": digest(start),
         "key": digest(key),
-        "train": digest(train),
-        "valid": digest(valid),
-        "test": digest(test),
+        "data": digest(data),
+        "outer_data": digest(outer_data),
+        "test_data": digest(test_data),
         "metrics' data": digest(metrics_args),
         "num_runs": str(num_runs),
         "fresh_seeds": str(bool(fresh_seeds)),
         "fresh_splits": str(bool(fresh_splits)),
-        "the format of checkpoints": "2",
+        "the format of checkpoints": "3",
         "early_stopping": str(early_stopping),
         "on_bad": str(on_bad),
-        "program (objective, rule, loss, optimizer, num_steps, batch_fn, adjoint, JAX's version)": (
-            _hash(first)
-        ),
+        "program (objective, run, loss, optimizer, JAX's version)": (_hash(first)),
         "metrics": ", ".join(names) + " ".join(map(_hash, measure.lowered(after.params))),
     }
     if mesh is not None:

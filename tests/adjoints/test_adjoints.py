@@ -63,7 +63,9 @@ def test_closed_form(adjoint):
 
     def end(start, rate, decay):
         hparams = {"learning_rate": rate, "momentum": decay}
-        out = hg.unroll(hg.momentum(loss), start, hparams, None, num_steps=POWER, adjoint=adjoint)
+        out = hg.unroll(
+            hg.Run(hg.momentum(loss), num_steps=POWER, adjoint=adjoint), start, hparams, None
+        )
         return jnp.asarray(OUTER, jnp.float32) @ out.params
 
     at = np.array([0.2, 0.3, -0.4]), 0.4, 0.8
@@ -108,16 +110,18 @@ def test_the_trace_is_the_same_for_every_adjoint():
 
     def trace(adjoint):
         return hg.unroll(
-            hg.momentum(regression.loss),
+            hg.Run(
+                hg.momentum(regression.loss),
+                num_steps=regression.NUM_STEPS,
+                batch_fn=regression.batch_fn,
+                hparams_axes=axes,
+                record=lambda state, data: (state.params, state.slots["velocity"]),
+                adjoint=adjoint,
+            ),
             regression.start(),
             hparams,
             regression.data(),
-            num_steps=regression.NUM_STEPS,
             key=jnp.asarray(regression.KEY),
-            batch_fn=regression.batch_fn,
-            hparams_axes=axes,
-            record=lambda state, data: (state.params, state.slots["velocity"]),
-            adjoint=adjoint,
         ).trace
 
     traces = [jax.jit(lambda a=adjoint: trace(a))() for adjoint in ADJOINTS]
@@ -146,25 +150,26 @@ def test_the_pullback_is_the_gradient(adjoint):
         "rate": jnp.linspace(0.05, 0.1, 6),
         "decay": jnp.float32(0.8),
     }
-    settings = {
-        "num_steps": 6,
-        "hparams_axes": {"start": None, "rate": 0, "decay": None},
-        "record": lambda state, data: jnp.sum(state.params**2),
-        "adjoint": adjoint,
-    }
+    run = hg.Run(
+        rule,
+        num_steps=6,
+        hparams_axes={"start": None, "rate": 0, "decay": None},
+        record=lambda state, data: jnp.sum(state.params**2),
+        adjoint=adjoint,
+    )
     params, data = jnp.array([0.4, -0.7]), jnp.ones(2)
     weights = jnp.arange(1.0, 7.0)
 
     @jax.jit
     def from_pullback(params, hparams):
-        out, pullback = hg.vjp(rule, params, hparams, data, **settings)
+        out, pullback = hg.vjp(run, params, hparams, data)
         bars, info = pullback(2 * out.params, weights)
         return bars.params, bars.hparams, info
 
     @jax.jit
     def from_grad(params, hparams):
         def value(params, hparams):
-            out = hg.unroll(rule, params, hparams, data, **settings)
+            out = hg.unroll(run, params, hparams, data)
             return jnp.sum(out.params**2) + weights @ out.trace
 
         return jax.grad(value, argnums=(0, 1))(params, hparams)
@@ -202,7 +207,9 @@ def test_a_loss_with_custom_vjp_gives_the_same():
             lambda params, hparams, batch, key: jnp.sum(hparams["scale"] * function(params)),
             gradient=gradient,
         )
-        out = hg.unroll(rule, jnp.ones(3), hparams, None, num_steps=20, adjoint=hg.Reversible())
+        out = hg.unroll(
+            hg.Run(rule, num_steps=20, adjoint=hg.Reversible()), jnp.ones(3), hparams, None
+        )
         return jnp.sum(out.params)
 
     hparams = {
@@ -231,7 +238,9 @@ def test_an_estimator_with_an_asymmetric_jacobian():
             gradient=lambda loss: lambda params, hparams, batch, key: jnp.tanh(hparams @ params),
         )
         start = jnp.array([0.5, -1.0])
-        return jnp.sum(hg.unroll(rule, start, matrix, None, num_steps=15, adjoint=adjoint).params)
+        return jnp.sum(
+            hg.unroll(hg.Run(rule, num_steps=15, adjoint=adjoint), start, matrix, None).params
+        )
 
     want = jax.grad(end)(twist, hg.Direct())
     for adjoint in OTHERS:
@@ -245,13 +254,15 @@ def test_norms_of_the_cotangents():
     def pulled(num_steps):
         given = hparams | {"learning_rate": hparams["learning_rate"][-num_steps:]}
         out, pullback = hg.vjp(
-            rule,
+            hg.Run(
+                rule,
+                num_steps=num_steps,
+                hparams_axes={"learning_rate": 0, "momentum": None},
+                adjoint=hg.Reversible(trace_norms=True),
+            ),
             jnp.ones(3),
             given,
             None,
-            num_steps=num_steps,
-            hparams_axes={"learning_rate": 0, "momentum": None},
-            adjoint=hg.Reversible(trace_norms=True),
         )
         return pullback(jnp.ones_like(out.params))
 
@@ -267,7 +278,9 @@ def test_norms_of_the_cotangents():
     assert_close(info.norms["params"][0], jnp.linalg.norm(bars.params), 1e-6)
     assert_close(info.norms["hparams"][0], jnp.abs(bars.hparams["momentum"]), 1e-6)
     assert np.all(np.diff(np.asarray(info.norms["hparams"])) < 0)
-    _, plain = hg.vjp(rule, jnp.ones(3), {"learning_rate": 0.1, "momentum": 0.8}, None, num_steps=2)
+    _, plain = hg.vjp(
+        hg.Run(rule, num_steps=2), jnp.ones(3), {"learning_rate": 0.1, "momentum": 0.8}, None
+    )
     assert plain(jnp.ones(3))[1].norms is None
 
 
@@ -282,14 +295,11 @@ def test_agreement_in_float32_on_an_mnist_sized_network(num_steps):
 
     def end(params, hparams, adjoint):
         out = hg.unroll(
-            hg.momentum(loss),
+            hg.Run(hg.momentum(loss), num_steps=num_steps, batch_fn=slices(100), adjoint=adjoint),
             params,
             hparams,
             data,
-            num_steps=num_steps,
             key=KEY,
-            batch_fn=slices(100),
-            adjoint=adjoint,
         )
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out.params))
 
@@ -310,8 +320,8 @@ def test_the_key_is_used_and_reproduced():
     hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
 
     def end(key, adjoint):
-        given = {"num_steps": 10, "key": key, "batch_fn": slices(16), "adjoint": adjoint}
-        return hg.unroll(hg.momentum(loss), params, hparams, data, **given).params
+        run = hg.Run(hg.momentum(loss), num_steps=10, batch_fn=slices(16), adjoint=adjoint)
+        return hg.unroll(run, params, hparams, data, key=key).params
 
     ends = [jax.jit(lambda key, a=a: end(key, a))(KEY) for a in (hg.Direct(), hg.Reversible())]
     assert_close(ends[1], ends[0], 1e-5)
@@ -334,7 +344,7 @@ def test_bits_that_sharing_loses_are_found_again():
 
     def pulled(hparams, adjoint):
         out, pull = hg.vjp(
-            rule, jnp.linspace(1.0, -1.0, 3), hparams, None, num_steps=50, adjoint=adjoint
+            hg.Run(rule, num_steps=50, adjoint=adjoint), jnp.linspace(1.0, -1.0, 3), hparams, None
         )
         return out, pull(out.params)
 

@@ -25,8 +25,10 @@ def compiled(adjoint, num_steps, derivative=jax.grad, num_shifts=1, record=None)
 
     def value(hparams):
         start = jnp.linspace(-1.0, 1.0, NUM_WEIGHTS)
-        settings = {"num_steps": num_steps, "adjoint": adjoint, "record": record}
-        out = hg.unroll(hg.heavy_ball(wide, momentum=0.5), start, hparams, None, **settings)
+        run = hg.Run(
+            hg.heavy_ball(wide, momentum=0.5), num_steps=num_steps, adjoint=adjoint, record=record
+        )
+        out = hg.unroll(run, start, hparams, None)
         return jnp.sum(out.params**2)
 
     given = {"learning_rate": jnp.float32(0.1), "shift": jnp.full(num_shifts, 0.1 / num_shifts)}
@@ -75,15 +77,17 @@ def test_the_jacobian_of_the_end():
 
     def end(hparams, adjoint):
         return hg.unroll(
-            hg.momentum(regression.loss),
+            hg.Run(
+                hg.momentum(regression.loss),
+                num_steps=regression.NUM_STEPS,
+                batch_fn=regression.batch_fn,
+                hparams_axes=axes,
+                adjoint=adjoint,
+            ),
             regression.start(),
             hparams,
             regression.data(),
-            num_steps=regression.NUM_STEPS,
             key=jnp.asarray(regression.KEY),
-            batch_fn=regression.batch_fn,
-            hparams_axes=axes,
-            adjoint=adjoint,
         ).params
 
     want = jax.jit(jax.jacfwd(lambda h: end(h, hg.Direct())))(hparams)
@@ -170,13 +174,10 @@ def test_forward_is_reverse_on_mnist():
 
     def validation(hparams, adjoint):
         out = hg.unroll(
-            hg.heavy_ball(loss),
+            hg.Run(hg.heavy_ball(loss), num_steps=100, batch_fn=minibatches(200), adjoint=adjoint),
             params,
             hparams,
             train,
-            num_steps=100,
-            batch_fn=minibatches(200),
-            adjoint=adjoint,
         )
         return error(out.params, valid)
 

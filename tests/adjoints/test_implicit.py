@@ -36,14 +36,13 @@ from tests.shared.ridge import (
 
 
 def hypergradient(
-    loss, adjoint, l2: Any = 0.1, num_steps=NUM_STEPS, data=DATA, rule=None, **settings
+    loss, adjoint, l2: Any = 0.1, num_steps=NUM_STEPS, data=DATA, rule=None, key=None, **settings
 ):
     rule = rule or hg.heavy_ball(loss, learning_rate=0.2, momentum=0.7)
+    run = hg.Run(rule, num_steps=num_steps, adjoint=adjoint, **settings)
 
     def value(hparams):
-        start = {"w": jnp.zeros(4)}
-        run = {"num_steps": num_steps, "adjoint": adjoint} | settings
-        return outer(hg.unroll(rule, start, hparams, data, **run).params)
+        return outer(hg.unroll(run, {"w": jnp.zeros(4)}, hparams, data, key=key).params)
 
     return jax.jit(jax.grad(value))({"l2": jnp.asarray(l2)})["l2"]
 
@@ -187,11 +186,11 @@ def test_damping_regularizes_the_system():
 
 
 def test_the_transformations_agree():
-    settings = {"num_steps": 150, "adjoint": Implicit()}
     rule = hg.heavy_ball(ridge, learning_rate=0.2, momentum=0.7)
+    run = hg.Run(rule, num_steps=150, adjoint=Implicit())
 
     def value(l2):
-        return outer(hg.unroll(rule, {"w": jnp.zeros(4)}, {"l2": l2}, DATA, **settings).params)
+        return outer(hg.unroll(run, {"w": jnp.zeros(4)}, {"l2": l2}, DATA).params)
 
     l2 = jnp.array([0.1, 0.3, 1.0])
     one_by_one = jax.jit(jax.grad(value))
@@ -218,16 +217,14 @@ def test_vjp_reports_how_it_solved():
 
 
 def test_value_and_hypergradient():
-    positional, settings = given()
-    transition, params, hparams, data = positional
+    (run, params, hparams, data), _ = given()
     found = jax.jit(
         lambda params, hparams: hg.value_and_hypergradient(
             lambda params, hparams, valid: outer(params) + hparams["l2"] ** 2,
-            transition,
+            run,
             params,
             hparams,
             data,
-            **settings,
         )
     )(params, hparams)
     hg.check(found.info)
@@ -285,7 +282,7 @@ def test_memory_does_not_grow_with_the_run():
 
         def value(l2):
             start = jnp.linspace(-1.0, 1.0, 1000)
-            out = hg.unroll(rule, start, l2, None, num_steps=num_steps, adjoint=adjoint)
+            out = hg.unroll(hg.Run(rule, num_steps=num_steps, adjoint=adjoint), start, l2, None)
             return jnp.sum((out.params - 1) ** 2)
 
         memory = jax.jit(jax.grad(value)).lower(0.1).compile().memory_analysis()

@@ -27,20 +27,24 @@ from tests.shared.ridge import (
 )
 
 
+def made(function, **changes):
+    positional, rest = given(**changes)
+    return function(*positional, **rest)
+
+
 def refuse_at_run_time(match, adjoint=DEFAULT, objective=outer, **changes):
     """Checks that every cotangent is NaN and that `check` says why."""
-    positional, settings = given(adjoint, **changes)
-    rule, params, hparams, data = positional
+    (run, params, hparams, data), rest = given(adjoint, **changes)
 
     def value(hparams):
-        return objective(hg.unroll(rule, params, hparams, data, **settings).params)
+        return objective(hg.unroll(run, params, hparams, data, **rest).params)
 
     @jax.jit
-    def run(hparams):
-        out, pullback = hg.vjp(rule, params, hparams, data, **settings)
+    def both(hparams):
+        out, pullback = hg.vjp(run, params, hparams, data, **rest)
         return jax.grad(value)(hparams), *pullback(jax.grad(objective)(out.params))
 
-    by_grad, bars, info = run(hparams)
+    by_grad, bars, info = both(hparams)
     for leaf in jax.tree.leaves((by_grad, bars)):
         assert np.all(np.isnan(leaf))
     with pytest.raises(hg.HypergradientError, match=match):
@@ -123,9 +127,8 @@ def test_a_cotangent_that_is_not_finite_is_not_the_solvers_fault():
 
 
 def differentiated(read, **changes):
-    positional, settings = given(**changes)
-    rule, params, hparams, data = positional
-    return jax.jit(jax.grad(lambda h: read(hg.unroll(rule, params, h, data, **settings))))(hparams)
+    (run, params, hparams, data), rest = given(**changes)
+    return jax.jit(jax.grad(lambda h: read(hg.unroll(run, params, h, data, **rest))))(hparams)
 
 
 def test_only_the_parameters_are_differentiated():
@@ -202,17 +205,16 @@ def test_what_the_gradient_does_not_see_is_absent():
 
 
 def test_no_further_derivatives():
-    positional, settings = given()
-    rule, params, hparams, data = positional
+    (run, params, hparams, data), _ = given()
 
     def value(h):
-        return outer(hg.unroll(rule, params, h, data, **settings).params)
+        return outer(hg.unroll(run, params, h, data).params)
 
     with pytest.raises(ValueError, match=r"Implicit\(\), whose hypergradient has no further"):
         jax.grad(lambda h: jax.grad(value)(h)["l2"])(hparams)
 
     def pulled(target):
-        _, pullback = hg.vjp(rule, params, hparams, data, **settings)
+        _, pullback = hg.vjp(run, params, hparams, data)
         return pullback({"w": target})[0].hparams["l2"]
 
     with pytest.raises(ValueError, match="no further derivatives"):
@@ -277,7 +279,6 @@ def test_settings_out_of_range(make, error, match):
 )
 def test_what_does_not_fit_together(changes, match):
     changes = {"data": DATA} | changes
-    positional, settings = given(**changes)
     for function in (hg.unroll, hg.vjp):
         with pytest.raises(ValueError, match=match):
-            function(*positional, **settings)
+            made(function, **changes)

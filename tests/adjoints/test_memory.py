@@ -15,20 +15,19 @@ from hgrad_jax.bits.single import SINGLE
 from hgrad_jax.models import MLP
 from tests.shared.problems import KEY, classifier, slices
 
+pytestmark = pytest.mark.compiled
+
 HPARAMS = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
 
 
 def program(loss, params, data, num_steps, adjoint, size=100):
     def end(hparams):
         out = hg.unroll(
-            hg.momentum(loss),
+            hg.Run(hg.momentum(loss), num_steps=num_steps, batch_fn=slices(size), adjoint=adjoint),
             params,
             hparams,
             data,
-            num_steps=num_steps,
             key=KEY,
-            batch_fn=slices(size),
-            adjoint=adjoint,
         )
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out.params))
 
@@ -114,7 +113,10 @@ def test_how_often_the_loss_is_evaluated(adjoint, num_steps, runs):
 
     def end(hparams):
         out = hg.unroll(
-            hg.momentum(loss), jnp.ones(2), hparams, None, num_steps=num_steps, adjoint=adjoint
+            hg.Run(hg.momentum(loss), num_steps=num_steps, adjoint=adjoint),
+            jnp.ones(2),
+            hparams,
+            None,
         )
         return jnp.sum(out.params)
 
@@ -136,7 +138,10 @@ def test_new_values_do_not_trace_again(adjoint):
         def end(hparams):
             return jnp.sum(
                 hg.unroll(
-                    hg.momentum(loss), jnp.ones(2), hparams, None, num_steps=9, adjoint=adjoint
+                    hg.Run(hg.momentum(loss), num_steps=9, adjoint=adjoint),
+                    jnp.ones(2),
+                    hparams,
+                    None,
                 ).params
             )
 
@@ -171,7 +176,7 @@ def test_bytes_per_weight_of_reversal(is_shared, per_weight):
             adjoint = hg.Reversible(smallest_decay=0.9, share_gradient=is_shared)
             data = jnp.ones((2, size))
             rule = hg.momentum(loss)
-            out = hg.unroll(rule, params, hparams, data, num_steps=8, adjoint=adjoint)
+            out = hg.unroll(hg.Run(rule, num_steps=8, adjoint=adjoint), params, hparams, data)
             return jnp.sum(out.params)
 
         hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}

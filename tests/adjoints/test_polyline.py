@@ -32,8 +32,8 @@ def by_rates(adjoint, rates=None):
     def end(rates, curvature, start):
         hparams = {"curvature": curvature, "learning_rate": rates}
         axes = {"curvature": None, "learning_rate": 0}
-        settings = {"num_steps": NUM_STEPS, "hparams_axes": axes, "adjoint": adjoint}
-        return hg.unroll(hg.sgd(bowl), start, hparams, None, **settings).params
+        run = hg.Run(hg.sgd(bowl), num_steps=NUM_STEPS, hparams_axes=axes, adjoint=adjoint)
+        return hg.unroll(run, start, hparams, None).params
 
     gradient = jax.jit(jax.grad(end, argnums=(0, 1, 2)))
     return jax.tree.map(np.asarray, gradient(jnp.asarray(rates, jnp.float32), CURVATURE, START))
@@ -78,7 +78,9 @@ def test_drmad_is_exact_where_the_path_is_a_straight_line():
         return params @ jnp.tanh(hparams["slope"])
 
     def end(hparams, adjoint):
-        out = hg.unroll(hg.sgd(loss), jnp.ones(3), hparams, None, num_steps=20, adjoint=adjoint)
+        out = hg.unroll(
+            hg.Run(hg.sgd(loss), num_steps=20, adjoint=adjoint), jnp.ones(3), hparams, None
+        )
         return jnp.sum(jnp.cosh(out.params))
 
     hparams = {"slope": jnp.array([0.5, -1.0, 2.0]), "learning_rate": jnp.float32(0.1)}
@@ -183,8 +185,8 @@ def test_traces_on_a_straight_line(adjoint):
     rule = hg.sgd(lambda params, hparams, batch, key: params * hparams, learning_rate=0.1)
 
     def traced(slope):
-        settings = {"num_steps": 4, "adjoint": adjoint, "record": lambda s, _: s.params**2 / 2}
-        return hg.unroll(rule, jnp.float32(0), slope, None, **settings).trace
+        run = hg.Run(rule, num_steps=4, adjoint=adjoint, record=lambda s, _: s.params**2 / 2)
+        return hg.unroll(run, jnp.float32(0), slope, None).trace
 
     visited = np.arange(adjoint.reverse_steps) * 4 // adjoint.reverse_steps
     got = [jax.grad(lambda slope, t=t: traced(slope)[t])(1.0) for t in range(4)]
@@ -268,7 +270,7 @@ def test_memory_is_of_the_waypoints():
         def value(rate):
             rule = hg.heavy_ball(wide, learning_rate=lambda rate: rate, momentum=0.5)
             start = jnp.linspace(-1.0, 1.0, 1000)
-            out = hg.unroll(rule, start, rate, None, num_steps=num_steps, adjoint=adjoint)
+            out = hg.unroll(hg.Run(rule, num_steps=num_steps, adjoint=adjoint), start, rate, None)
             return jnp.sum(out.params**2)
 
         memory = jax.jit(jax.grad(value)).lower(0.1).compile().memory_analysis()
@@ -330,8 +332,8 @@ def test_second_derivatives_are_refused():
 def test_a_damaged_run_is_flagged():
     """Divergence: the end is not finite, and the info says so."""
     hparams = {"curvature": jnp.float32(1.0), "learning_rate": jnp.float32(1e4)}
-    settings = {"num_steps": 40, "adjoint": hg.DrMAD()}
-    _, pullback = hg.vjp(hg.sgd(bowl), jnp.ones(2), hparams, None, **settings)
+    run = hg.Run(hg.sgd(bowl), num_steps=40, adjoint=hg.DrMAD())
+    _, pullback = hg.vjp(run, jnp.ones(2), hparams, None)
     _, info = pullback(jnp.ones(2))
     with pytest.raises(hg.HypergradientError, match="infinite or NaN"):
         hg.check(info)
@@ -351,10 +353,8 @@ def test_states_that_begin_with_an_infinity():
     @jax.jit
     def slopes(rate):
         def end(rate, adjoint):
-            run = {"num_steps": 6, "adjoint": adjoint}
-            return loss(
-                hg.unroll(rule, jnp.zeros(2), {"rate": rate}, None, **run).params, *[()] * 3
-            )
+            run = hg.Run(rule, num_steps=6, adjoint=adjoint)
+            return loss(hg.unroll(run, jnp.zeros(2), {"rate": rate}, None).params, *[()] * 3)
 
         return [jax.grad(end)(rate, adjoint) for adjoint in (hg.Direct(), hg.Waypoints(7))]
 

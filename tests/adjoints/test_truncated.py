@@ -18,14 +18,16 @@ def loss(params, hparams, batch, key):
 
 def end(hparams, start, adjoint):
     out = hg.unroll(
-        hg.sgd(loss),
+        hg.Run(
+            hg.sgd(loss),
+            num_steps=NUM_STEPS,
+            hparams_axes={"curvature": None, "learning_rate": 0},
+            record=lambda state, data: state.params**2,
+            adjoint=adjoint,
+        ),
         start,
         hparams,
         None,
-        num_steps=NUM_STEPS,
-        hparams_axes={"curvature": None, "learning_rate": 0},
-        record=lambda state, data: state.params**2,
-        adjoint=adjoint,
     )
     return out.params, out.trace
 
@@ -77,7 +79,7 @@ def test_memory_is_of_the_window():
             hparams = {"learning_rate": rate}
             start = jnp.linspace(-1.0, 1.0, 1000)
             out = hg.unroll(
-                hg.sgd(wide), start, hparams, None, num_steps=num_steps, adjoint=adjoint
+                hg.Run(hg.sgd(wide), num_steps=num_steps, adjoint=adjoint), start, hparams, None
             )
             return jnp.sum(out.params**2)
 

@@ -19,6 +19,8 @@ from hgrad_jax.bits.integers import in_64_bits
 from hgrad_jax.bits.single import SINGLE
 from tests.shared.wide import assert_same, draws, integers, ints, signed_ints, words
 
+pytestmark = pytest.mark.compiled
+
 SIZE = 3000
 KINDS = pytest.mark.parametrize("kind", [SINGLE, DOUBLE], ids=["single", "double"])
 
@@ -182,7 +184,7 @@ def quadratic_run():
     def run(momentum):
         hparams = {"learning_rate": 0.1, "momentum": momentum}
         out, pullback = hg.vjp(
-            rule, jnp.zeros(50), hparams, None, num_steps=10_000, adjoint=hg.Reversible()
+            hg.Run(rule, num_steps=10_000, adjoint=hg.Reversible()), jnp.zeros(50), hparams, None
         )
         return pullback(out.params)[1]
 
@@ -208,7 +210,7 @@ def test_a_store_just_large_enough_loses_nothing(num_steps):
     def run(momentum):
         hparams = {"learning_rate": 0.1, "momentum": momentum}
         out, pullback = hg.vjp(
-            rule, jnp.zeros(5), hparams, None, num_steps=num_steps, adjoint=hg.Reversible()
+            hg.Run(rule, num_steps=num_steps, adjoint=hg.Reversible()), jnp.zeros(5), hparams, None
         )
         return pullback(out.params)[1]
 

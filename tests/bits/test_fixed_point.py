@@ -12,6 +12,8 @@ from hgrad_jax.bits.double import DOUBLE
 from hgrad_jax.bits.single import SINGLE
 from tests.shared.wide import assert_same, signed_ints
 
+pytestmark = pytest.mark.compiled
+
 FRACTION_BITS = [44, 50, 56]
 CASES = pytest.mark.parametrize(
     ("dtype", "kind"),

@@ -11,6 +11,8 @@ from hgrad_jax.bits.single import SINGLE
 from tests.shared.wide import RNG, draws, ints, signed_ints, words
 from tests.shared.wide import integers as as_integers
 
+pytestmark = pytest.mark.compiled
+
 KINDS = pytest.mark.parametrize("kind", [SINGLE, DOUBLE], ids=["single", "double"])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 import hgrad_jax as hg
 from tests.campaign.campaign_figures import FLAGGED, REFUSED, RIGHT, SILENT
+from tests.shared.runs import run_with
 
 T = 24
 X = jax.random.normal(jax.random.key(1), (5, 3))
@@ -73,7 +74,7 @@ def run(rule: hg.Transition, adjoint: hg.Adjoint, hparams: Any = HPARAMS, **sett
     settings = {"num_steps": T, "key": jax.random.key(3), "adjoint": adjoint} | settings
     params = settings.pop("params", PARAMS)
     data = settings.pop("data", (X, Y))
-    out, pullback = hg.vjp(rule, params, hparams, data, **settings)
+    out, pullback = run_with(hg.vjp, rule, params, hparams, data, **settings)
     trace_bar = None if out.trace is None else jax.tree.map(jnp.ones_like, out.trace)
     bars, info = pullback(jax.tree.map(jnp.ones_like, out.params), trace_bar)
     return Found(out.params, bars.hparams, info)

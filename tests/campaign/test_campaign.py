@@ -26,6 +26,7 @@ the T steps round independently.
 """
 
 import contextlib
+import dataclasses
 import zlib
 from typing import Any, NamedTuple
 
@@ -50,17 +51,15 @@ class Problem(NamedTuple):
     """A training and its outer objective.
 
     Attributes:
-      rule: the transition.
+      run: what the training is, its adjoint to be chosen.
       params, hparams, data: its inputs.
-      settings: of `unroll`.
       is_random: whether anything needs a key.
     """
 
-    rule: hg.Transition
+    run: hg.Run
     params: Any
     hparams: Any
     data: Any
-    settings: dict[str, Any]
     is_random: bool
 
 
@@ -147,36 +146,30 @@ def problem_of(configuration: Configuration, dtype: str, record: Any = None) -> 
         penalty = sum(jnp.mean(jnp.square(p)) for p in jax.tree.leaves(params))
         return value + 0.1 * hparams["strength"] * jnp.asarray(penalty, value.dtype)
 
-    settings = {
-        "num_steps": configuration.num_steps,
-        "batch_fn": BATCHES[configuration.batches],
-        "hparams_axes": axes,
-        "record": record,
-    }
+    run = hg.Run(
+        kind.make(loss, **sources),
+        num_steps=configuration.num_steps,
+        batch_fn=BATCHES[configuration.batches],
+        hparams_axes=axes,
+        record=record,
+    )
     is_random = (
         configuration.net in ("dropout", "variational", "flax_linen")
         or configuration.rule in ("modified", "estimated")
         or configuration.batches == "chosen"
     )
-    return Problem(kind.make(loss, **sources), params, hparams, (x, y), settings, is_random)
+    return Problem(run, params, hparams, (x, y), is_random)
 
 
 def found(problem, adjoint, params, hparams, key):
-    return hg.value_and_hypergradient(
-        *(objective, problem.rule, params, hparams, problem.data),
-        **problem.settings,
-        key=key if problem.is_random else None,
-        adjoint=adjoint,
-    )
+    run = dataclasses.replace(problem.run, adjoint=adjoint)
+    key = key if problem.is_random else None
+    return hg.value_and_hypergradient(objective, run, params, hparams, problem.data, key=key)
 
 
 def trained(problem, adjoint, params, hparams, key):
-    return hg.unroll(
-        *(problem.rule, params, hparams, problem.data),
-        **problem.settings,
-        key=key if problem.is_random else None,
-        adjoint=adjoint,
-    )
+    run = dataclasses.replace(problem.run, adjoint=adjoint)
+    return hg.unroll(run, params, hparams, problem.data, key=key if problem.is_random else None)
 
 
 def end(problem, adjoint, params, hparams, key):
@@ -257,7 +250,7 @@ def grad_of_checkpoint(problem, adjoint):
 
 def grad_of_trace(problem, adjoint):
     """The objective has the whole path in it, by `record`."""
-    problem = problem._replace(settings=problem.settings | {"record": norm_of_params})
+    problem = problem._replace(run=dataclasses.replace(problem.run, record=norm_of_params))
 
     def last(params, hparams):
         return end(problem, adjoint, params, hparams, jnp.asarray(KEYS[0]))

@@ -246,9 +246,8 @@ def planted(number, site, rule_name, adjoint, hparams):
             total = sum(jnp.sum(p) for p in jax.tree.leaves(params))
             return jnp.asarray(at("objective") * total)
 
-        found = hg.value_and_hypergradient(
-            *(objective, rule, faults.PARAMS, hparams, (X, Y)), **settings, adjoint=adjoint
-        )
+        run = hg.Run(rule, **settings, adjoint=adjoint)
+        found = hg.value_and_hypergradient(objective, run, faults.PARAMS, hparams, (X, Y))
         return faults.Found(found.value, found.hparams, found.info)
     return faults.run(rule, adjoint, hparams, **settings)
 

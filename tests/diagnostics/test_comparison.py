@@ -25,15 +25,11 @@ def objective(params, hparams, target):
 HPARAMS = {"centre": jnp.arange(3.0), "rate": jnp.float32(0.05)}
 
 
-def compared(adjoints, **changes):
-    given = {
-        "transition": hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8),
-        "num_steps": NUM_STEPS,
-    } | changes
-    rule = given.pop("transition")
-    return hg.compare(
-        objective, rule, jnp.zeros(3), HPARAMS, None, jnp.ones(3), adjoints=adjoints, **given
-    )
+def compared(adjoints, transition=None, num_steps=NUM_STEPS, **changes):
+    rule = transition or hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8)
+    run = hg.Run(rule, num_steps=num_steps)
+    arrays = (jnp.zeros(3), HPARAMS, None, jnp.ones(3))
+    return hg.compare(objective, run, *arrays, adjoints=adjoints, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +42,10 @@ def found():
 def test_numbers_by_hand(found):
     def hypergradient(adjoint):
         rule = hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8)
-        settings = {"num_steps": NUM_STEPS, "adjoint": adjoint}
+        run = hg.Run(rule, num_steps=NUM_STEPS, adjoint=adjoint)
 
         def value(hparams):
-            out = hg.unroll(rule, jnp.zeros(3), hparams, None, **settings)
+            out = hg.unroll(run, jnp.zeros(3), hparams, None)
             return objective(out.params, hparams, jnp.ones(3))
 
         error, gradient = jax.value_and_grad(value)(HPARAMS)
@@ -111,11 +107,10 @@ def test_what_has_no_hypergradient_is_named():
     with pytest.raises(ValueError, match=r"reference Direct\(\) has no finite hypergradient"):
         hg.compare(
             lambda params, hparams, outer: jnp.sum(jnp.sqrt(params * 0)),
-            hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8),
+            hg.Run(hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8), num_steps=2),
             jnp.zeros(3),
             HPARAMS,
             None,
-            num_steps=2,
             adjoints=[hg.Direct()],
         )
 
@@ -142,8 +137,8 @@ def test_bad_input(changes, message):
 def test_not_inside_jit():
     def norm(start):
         rule = hg.momentum(loss, learning_rate=hg.field("rate"), momentum=0.8)
-        given = (objective, rule, start, HPARAMS, None, jnp.ones(3))
-        return hg.compare(*given, num_steps=2, adjoints=[hg.Direct()]).rows[0].norm
+        given = (objective, hg.Run(rule, num_steps=2), start, HPARAMS, None, jnp.ones(3))
+        return hg.compare(*given, adjoints=[hg.Direct()]).rows[0].norm
 
     with pytest.raises(TypeError, match="cannot run inside jit"):
         jax.jit(norm)(jnp.zeros(3))

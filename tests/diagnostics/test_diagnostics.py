@@ -1,5 +1,6 @@
 """Diagnostics of training paths: closed forms, unrolling, their figures, and what they refuse."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from hgrad_jax.diagnostics.distances import distances_to
 from hgrad_jax.diagnostics.projections import projections
 from hgrad_jax.diagnostics.reversal import reversal_errors
 from tests.shared import regression
+from tests.shared.runs import run_with
 
 NUM_STEPS, RATE, MOMENTUM, CURVATURE = 30, 0.1, 0.5, 1.3
 
@@ -36,16 +38,16 @@ def norm(tree):
 
 
 def regression_run(kind="per step", rule="momentum"):
-    """A run with batches, keys and schedules: the arguments, and the keyword arguments."""
+    """A run with batches, keys and schedules: the arguments, and the key."""
     hparams, axes = regression.hparams_and_axes(kind)
-    settings: dict[str, Any] = {
-        "num_steps": regression.NUM_STEPS,
-        "key": jnp.asarray(regression.KEY),
-        "batch_fn": regression.batch_fn,
-        "hparams_axes": axes,
-    }
-    transition = regression.RULES[rule](regression.loss)
-    return (transition, regression.start(), hparams, regression.data()), settings
+    run = hg.Run(
+        regression.RULES[rule](regression.loss),
+        num_steps=regression.NUM_STEPS,
+        batch_fn=regression.batch_fn,
+        hparams_axes=axes,
+    )
+    key = jnp.asarray(regression.KEY)
+    return (run, regression.start(), hparams, regression.data()), key
 
 
 def drawn(found, tmp_path, axes=None):
@@ -67,7 +69,7 @@ def drawn(found, tmp_path, axes=None):
 def test_cotangents_by_hand(tmp_path):
     """The adjoint recursion of heavy ball in a bowl, whose cotangents are the same everywhere."""
     found = cotangent_norms(
-        sum_of, heavy_ball(), jnp.arange(1.0, 5.0), {}, None, num_steps=NUM_STEPS
+        sum_of, hg.Run(heavy_ball(), num_steps=NUM_STEPS), jnp.arange(1.0, 5.0), {}, None
     )
     x_bar, v_bar, want = 1.0, 0.0, []
     for _ in range(NUM_STEPS):
@@ -89,9 +91,11 @@ def test_cotangents_at_the_start_are_the_hypergradient():
     def objective(params, hparams, outer_data):
         return outer_data * sum_of(params, hparams, None) ** 2 + 7.0 * hparams["log_l2"]
 
-    (rule, start, hparams, data), settings = regression_run("per number and step")
-    found = cotangent_norms(objective, rule, start, hparams, data, jnp.float32(0.5), **settings)
-    value = lambda p, h: sum_of(hg.unroll(rule, p, h, data, **settings).params, h, None) ** 2 / 2  # noqa: E731
+    (run, start, hparams, data), key = regression_run("per number and step")
+    found = cotangent_norms(objective, run, start, hparams, data, jnp.float32(0.5), key=key)
+    value = lambda p, h: (  # noqa: E731
+        sum_of(hg.unroll(run, p, h, data, key=key).params, h, None) ** 2 / 2
+    )
     params_bar, hparams_bar = jax.jit(jax.grad(value, argnums=(0, 1)))(start, hparams)
     np.testing.assert_allclose(found.norms["params"][0], norm(params_bar), rtol=1e-5)
     np.testing.assert_allclose(found.norms["hparams"][0], norm(hparams_bar), rtol=1e-5)
@@ -99,13 +103,13 @@ def test_cotangents_at_the_start_are_the_hypergradient():
 
 
 def test_accumulated_schedules_are_those_of_the_steps_so_far():
-    (rule, start, _, data), settings = regression_run()
+    (run, start, _, data), key = regression_run()
     rates = jnp.linspace(0.05, 0.2, regression.NUM_STEPS)
     rule = hg.momentum(lambda p, h, b, k: regression.loss(p, {"log_l2": -2.0}, b, k), momentum=0.7)
-    settings["hparams_axes"] = 0
+    run = dataclasses.replace(run, transition=rule, hparams_axes=0)
     hparams = {"learning_rate": rates}
-    found = cotangent_norms(sum_of, rule, start, hparams, data, **settings)
-    value = lambda h: sum_of(hg.unroll(rule, start, h, data, **settings).params, h, None)  # noqa: E731
+    found = cotangent_norms(sum_of, run, start, hparams, data, key=key)
+    value = lambda h: sum_of(hg.unroll(run, start, h, data, key=key).params, h, None)  # noqa: E731
     bars = np.asarray(jax.jit(jax.grad(value))(hparams)["learning_rate"], np.float64)
     want = [np.linalg.norm(bars[t:]) for t in range(regression.NUM_STEPS)]
     np.testing.assert_allclose(found.norms["hparams"], want, rtol=1e-5)
@@ -114,7 +118,7 @@ def test_accumulated_schedules_are_those_of_the_steps_so_far():
 def test_cotangents_that_overflow_are_shown(tmp_path):
     """On top of a hill the run stands still, and its cotangents grow elevenfold a step."""
     rule = heavy_ball(lambda p, h, b, k: -jnp.sum(p**2) / 2, rate=10.0)
-    found = cotangent_norms(sum_of, rule, jnp.zeros(2), {}, None, num_steps=40)
+    found = cotangent_norms(sum_of, hg.Run(rule, num_steps=40), jnp.zeros(2), {}, None)
     finite = found.norms["params"][np.isfinite(found.norms["params"])]
     assert np.isinf(found.norms["params"][0])
     assert 1.8e18 < finite.max() < 1.9e19
@@ -129,7 +133,8 @@ def test_cotangents_that_overflow_are_shown(tmp_path):
 def test_undoing_parts_as_the_eigenvalues_say(tmp_path):
     """In a bowl, undone errors grow by the smaller eigenvalue of a step, the path by the larger."""
     rate, num_steps = 0.02, 60
-    found = reversal_errors(heavy_ball(rate=rate), jnp.ones(50), {}, None, num_steps=num_steps)
+    run = hg.Run(heavy_ball(rate=rate), num_steps=num_steps)
+    found = reversal_errors(run, jnp.ones(50), {}, None)
     assert found.exact_mismatches == 0
     assert found.parting_step is not None
     trace = 1 + MOMENTUM - rate * CURVATURE
@@ -155,7 +160,7 @@ def test_undoing_parts_as_the_eigenvalues_say(tmp_path):
 
 
 def test_without_decay_it_does_not_part(tmp_path):
-    found = reversal_errors(heavy_ball(momentum=1.0), jnp.ones(3), {}, None, num_steps=40)
+    found = reversal_errors(hg.Run(heavy_ball(momentum=1.0), num_steps=40), jnp.ones(3), {}, None)
     assert found.parting_step is None
     assert found.num_undone == found.budget == 40
     assert found.exact_mismatches == 0
@@ -167,10 +172,10 @@ def test_without_decay_it_does_not_part(tmp_path):
 def test_batches_keys_and_schedules_are_those_of_the_steps():
     """In float64, where seven steps are undone to ten digits."""
     with jax.enable_x64(True):
-        arguments, settings = regression_run(rule="adam")
-        found = reversal_errors(*arguments, **settings)
+        arguments, key = regression_run(rule="adam")
+        found = reversal_errors(*arguments, key=key)
         assert found.exact_mismatches == 0
-        assert set(found.errors) == set(arguments[0].exact.slots)
+        assert set(found.errors) == set(arguments[0].transition.exact.slots)
         for errors in found.errors.values():
             assert errors[-1] == 0
             assert 0 < np.max(errors) < 1e-9
@@ -179,7 +184,8 @@ def test_batches_keys_and_schedules_are_those_of_the_steps():
 def test_a_stride_skips_comparisons_not_steps():
     rule = heavy_ball(lambda p, h, b, k: jnp.sum(jnp.cosh(p)), rate=0.02)
     dense, sparse = (
-        reversal_errors(rule, jnp.ones(3), {}, None, num_steps=20, every=every) for every in (1, 7)
+        reversal_errors(hg.Run(rule, num_steps=20), jnp.ones(3), {}, None, every=every)
+        for every in (1, 7)
     )
     np.testing.assert_array_equal(sparse.steps, [0, 7, 14, 20])
     for name, errors in sparse.errors.items():
@@ -190,7 +196,7 @@ def test_a_stride_skips_comparisons_not_steps():
 def test_errors_beyond_the_floating_point_range(tmp_path):
     """An undone path that overflows has parted, and is drawn as far as it goes."""
     rule = heavy_ball(lambda p, h, b, k: jnp.sum(jnp.cosh(p)), rate=0.02)
-    found = reversal_errors(rule, jnp.linspace(-1, 1, 5), {}, None, num_steps=60)
+    found = reversal_errors(hg.Run(rule, num_steps=60), jnp.linspace(-1, 1, 5), {}, None)
     assert not np.isfinite(found.errors["params"][0])
     assert found.exact_mismatches == 0
     assert 20 <= found.num_undone <= 30
@@ -205,7 +211,7 @@ def test_distances_in_a_bowl(tmp_path):
     start = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}
     target = jax.tree.map(lambda x: -0.5 * x, start)
     rule = hg.sgd(bowl, learning_rate=RATE)
-    found = distances_to(target, rule, start, {}, None, num_steps=NUM_STEPS)
+    found = distances_to(hg.Run(rule, num_steps=NUM_STEPS), start, {}, None, target)
     want = 5 * (0.5 + (1 - RATE * CURVATURE) ** np.arange(NUM_STEPS + 1))
     np.testing.assert_allclose(found.distances, want, rtol=1e-5)
     (ax,) = drawn(found, tmp_path)
@@ -215,9 +221,9 @@ def test_distances_in_a_bowl(tmp_path):
 
 def test_distance_from_its_own_end():
     """With batches, keys and schedules: the last distance is zero, the first the displacement."""
-    (rule, start, hparams, data), settings = regression_run()
-    end = jax.jit(lambda: hg.unroll(rule, start, hparams, data, **settings).params)()
-    found = distances_to(end, rule, start, hparams, data, **settings)
+    (run, start, hparams, data), key = regression_run()
+    end = jax.jit(lambda: hg.unroll(run, start, hparams, data, key=key).params)()
+    found = distances_to(run, start, hparams, data, end, key=key)
     apart = jax.tree.map(jnp.subtract, start, end)
     np.testing.assert_allclose(found.distances[0], norm(apart), rtol=1e-6)
     assert found.distances[-1] < 1e-6 < np.min(found.distances[:-1])
@@ -230,7 +236,9 @@ def test_a_straight_line_has_one_component(tmp_path):
     """A linear loss: equal steps along its slope."""
     slope = jnp.array([0.5, -1.0, 2.0])
     rule = hg.sgd(lambda params, hparams, batch, key: params @ slope, learning_rate=RATE)
-    found = projections(rule, jnp.ones(3), {}, None, num_steps=20, num_random=3, num_components=3)
+    found = projections(
+        hg.Run(rule, num_steps=20), jnp.ones(3), {}, None, num_random=3, num_components=3
+    )
     np.testing.assert_allclose(found.explained_variance, [1, 0, 0], atol=1e-9)
     want = RATE * np.linalg.norm(slope) * (np.arange(21) - 10)
     np.testing.assert_allclose(found.components[:, 0], want, atol=1e-5)
@@ -247,14 +255,14 @@ def test_a_straight_line_has_one_component(tmp_path):
 
 def test_components_as_the_singular_vectors():
     """More points than parameters, and the last step beside every second; as `record` sees it."""
-    (rule, start, hparams, data), settings = regression_run()
+    (run, start, hparams, data), key = regression_run()
     flat = lambda params: jnp.concatenate([params["b"][None], params["w"]])  # noqa: E731
     record = lambda state, data: flat(state.params)  # noqa: E731
-    trace = jax.jit(lambda: hg.unroll(rule, start, hparams, data, record=record, **settings).trace)
+    recorded = dataclasses.replace(run, record=record)
+    trace = jax.jit(lambda: hg.unroll(recorded, start, hparams, data, key=key).trace)
     path = np.vstack([flat(start), trace()]).astype(np.float64)[[0, 2, 4, 6, 7]]
-    found = projections(
-        rule, start, hparams, data, every=2, num_random=4, num_components=3, **settings
-    )
+    counts: dict[str, Any] = {"every": 2, "num_random": 4, "num_components": 3}
+    found = projections(run, start, hparams, data, key=key, **counts)
     left, values, _ = np.linalg.svd(path - path.mean(axis=0), full_matrices=False)
     explained = values**2 / np.sum(values**2)
     np.testing.assert_allclose(found.explained_variance, explained[:3], rtol=1e-4)
@@ -269,9 +277,11 @@ def test_components_as_the_singular_vectors():
 def test_fewer_points_than_parameters():
     start = jnp.linspace(-1.0, 2.0, 40)
     rule = heavy_ball(lambda p, h, b, k: jnp.sum(jnp.cosh(p)))
-    found = projections(rule, start, {}, None, num_steps=8, num_components=2)
+    found = projections(hg.Run(rule, num_steps=8), start, {}, None, num_components=2)
     record = lambda state, data: state.params  # noqa: E731
-    trace = jax.jit(lambda: hg.unroll(rule, start, {}, None, num_steps=8, record=record).trace)()
+    trace = jax.jit(
+        lambda: hg.unroll(hg.Run(rule, num_steps=8, record=record), start, {}, None).trace
+    )()
     path = np.vstack([start, trace]).astype(np.float64)
     left, values, _ = np.linalg.svd(path - path.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs(found.components), np.abs(left * values)[:, :2], atol=1e-4)
@@ -282,7 +292,13 @@ def test_the_key_draws_the_coordinates():
     rule, start = hg.sgd(bowl, learning_rate=RATE), jnp.ones((20, 30))
     names = [
         projections(
-            rule, start, {}, None, num_steps=2, num_random=5, coordinate_key=key, num_components=1
+            hg.Run(rule, num_steps=2),
+            start,
+            {},
+            None,
+            num_random=5,
+            coordinate_key=key,
+            num_components=1,
         ).names
         for key in (None, jax.random.key(0), jax.random.key(1))
     ]
@@ -293,8 +309,8 @@ def test_the_key_draws_the_coordinates():
 def test_a_path_that_stands_still_and_single_curves(tmp_path):
     """One coordinate and one component are drawn against the step."""
     rule = hg.sgd(bowl, learning_rate=0.0)
-    settings: dict[str, Any] = {"num_steps": 3, "num_random": 1, "num_components": 1}
-    found = projections(rule, jnp.ones(2), {}, None, **settings)
+    run = hg.Run(rule, num_steps=3)
+    found = projections(run, jnp.ones(2), {}, None, num_random=1, num_components=1)
     np.testing.assert_array_equal(found.explained_variance, [0])
     np.testing.assert_array_equal(found.components, 0)
     left, middle, right = drawn(found, tmp_path)
@@ -306,8 +322,8 @@ def test_figures_are_drawn_on_given_axes(tmp_path):
     rule = hg.sgd(bowl, learning_rate=RATE)
     figure = Figure(figsize=(12, 3))
     axes = figure.subplots(1, 4)
-    distances_to(jnp.zeros(2), rule, jnp.ones(2), {}, None, num_steps=4).plot(axes[0])
-    found = projections(rule, jnp.ones(2), {}, None, num_steps=4)
+    distances_to(hg.Run(rule, num_steps=4), jnp.ones(2), {}, None, jnp.zeros(2)).plot(axes[0])
+    found = projections(hg.Run(rule, num_steps=4), jnp.ones(2), {}, None)
     assert len(drawn(found, tmp_path, axes[1:])) == 4
     assert found.plot(axes[1:]) is figure
 
@@ -318,7 +334,7 @@ def test_figures_are_drawn_on_given_axes(tmp_path):
 def call(diagnostic, rule=None, start=None, **settings):
     rule = heavy_ball() if rule is None else rule
     start = jnp.ones(2) if start is None else start
-    return diagnostic(rule, start, {}, None, **({"num_steps": 5} | settings))
+    return run_with(diagnostic, rule, start, {}, None, **{"num_steps": 5} | settings)
 
 
 def norms_of(*args, **settings):
@@ -342,13 +358,17 @@ def norms_of(*args, **settings):
         (lambda: call(norms_of, hparams_axes=1, num_steps=0), r"num_steps is 0"),
         (
             lambda: distances_to(
-                {"w": jnp.ones(3)}, heavy_ball(), {"w": jnp.ones(2)}, {}, None, num_steps=2
+                hg.Run(heavy_ball(), num_steps=2), {"w": jnp.ones(2)}, {}, None, {"w": jnp.ones(3)}
             ),
             r"target_params has the shapes \{'w': \(3,\)\}; .* like params, \{'w': \(2,\)\}",
         ),
         (
             lambda: cotangent_norms(
-                lambda params, hparams, _: params, heavy_ball(), jnp.ones(2), {}, None, num_steps=2
+                lambda params, hparams, _: params,
+                hg.Run(heavy_ball(), num_steps=2),
+                jnp.ones(2),
+                {},
+                None,
             ),
             r"objective returned float32 of shape \(2,\)",
         ),

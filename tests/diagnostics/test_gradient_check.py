@@ -1,5 +1,7 @@
 """The checker finds errors that were planted, and none where there are none."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import hgrad_jax as hg
 from hgrad_jax.diagnostics.differences import central_differences
 from hgrad_jax.diagnostics.gradient_check import check_gradient, check_hypergradient
 from hgrad_jax.models import losses
+from tests.shared.runs import run_with
 
 NUM_STEPS = 6
 INPUTS = jax.random.normal(jax.random.key(1), (6, 3))
@@ -65,7 +68,10 @@ def report_of(adjoint=None, rate=jnp.exp, **changes):
         "key": jax.random.key(0),
         "hparams_axes": AXES,
     }
-    return check_hypergradient(**given | changes)
+    given |= changes
+    arrays = [given.pop(name) for name in ("params", "hparams", "data", "outer_data")]
+    check = functools.partial(hg.check_hypergradient, given.pop("objective"))
+    return run_with(check, given.pop("transition"), *arrays, **given)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +135,13 @@ def adam_report(eps, start):
     """Of three steps of Adam from gradients of 1e-5, what is left of a difference from one."""
     return check_hypergradient(
         lambda params, hparams, valid: jnp.sum(jnp.sin(params)),
-        hg.adam(lambda params, hparams, batch, key: jnp.sum((params - 1) ** 2) / 2, eps=eps),
+        hg.Run(
+            hg.adam(lambda params, hparams, batch, key: jnp.sum((params - 1) ** 2) / 2, eps=eps),
+            num_steps=3,
+        ),
         start,
         {"learning_rate": 1e-2},
         None,
-        num_steps=3,
         step=1e-4,
     )
 

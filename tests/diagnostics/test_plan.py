@@ -13,6 +13,9 @@ import hgrad_jax as hg
 from hgrad_jax.diagnostics.plan import Plan, plan, usual_adjoints
 from hgrad_jax.diagnostics.plan_measure import extrapolated
 from hgrad_jax.show.text_table import in_bytes, name_of
+from tests.shared.runs import run_and_rest
+
+pytestmark = pytest.mark.compiled
 
 DATA = jax.random.normal(jax.random.key(0), (16, 24))
 START = {"w": jnp.full((24, 24), 0.05), "v": jnp.full((24,), 0.1)}
@@ -46,7 +49,9 @@ def plan_of(num_steps=200, **changes):
         "adjoints": ADJOINTS,
         "is_timed": False,
     }
-    return plan(**given | changes)
+    given |= changes
+    run, rest = run_and_rest(given.pop("transition"), given)
+    return plan(run=run, **rest)
 
 
 ONE_RATE = {
@@ -68,8 +73,8 @@ def test_bytes_are_those_of_the_compiled_gradient(num_steps, untimed):
     for row in found.rows:
 
         def value(params, hparams, adjoint=row.adjoint):
-            settings = {"num_steps": num_steps, "hparams_axes": AXES, "adjoint": adjoint}
-            end = hg.unroll(hg.momentum(loss), params, hparams, DATA, **settings)
+            run = hg.Run(hg.momentum(loss), num_steps=num_steps, hparams_axes=AXES, adjoint=adjoint)
+            end = hg.unroll(run, params, hparams, DATA)
             return objective(end.params, hparams, DATA)
 
         gradient = jax.jit(jax.grad(value, argnums=(0, 1)))
@@ -169,8 +174,8 @@ def num_gradients(adjoint, num_steps=13):
         return jnp.sum(jnp.cosh(params))
 
     def end(hparams):
-        run = {"num_steps": num_steps, "adjoint": adjoint}
-        return jnp.sum(hg.unroll(hg.momentum(loss), jnp.ones(2), hparams, None, **run).params)
+        run = hg.Run(hg.momentum(loss), num_steps=num_steps, adjoint=adjoint)
+        return jnp.sum(hg.unroll(run, jnp.ones(2), hparams, None).params)
 
     hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
     jax.block_until_ready(jax.jit(jax.grad(end))(hparams))

@@ -19,7 +19,7 @@ from hgrad_jax.exact import engine, products
 from hgrad_jax.models import CNN, MLP
 from tests.shared.problems import KEY, classifier, slices
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.compiled]
 
 DROPOUT = MLP((32, 16, 10), activation=nn.tanh, dropout_rate=0.2)
 SMALL = MLP((12, 10), activation=nn.gelu)
@@ -51,15 +51,17 @@ def backwards(model, rule, num_steps, *, adjoint=REVERSIBLE, axes=None, is_batch
 
     def run(hparams):
         out, pullback = hg.vjp(
-            rule(loss),
+            hg.Run(
+                rule(loss),
+                num_steps=num_steps,
+                batch_fn=slices(16),
+                hparams_axes=dict(axes) if axes else None,
+                adjoint=adjoint,
+            ),
             params,
             hparams,
             data,
-            num_steps=num_steps,
             key=KEY,
-            batch_fn=slices(16),
-            hparams_axes=dict(axes) if axes else None,
-            adjoint=adjoint,
         )
         return pullback(out.params)
 
@@ -194,8 +196,8 @@ def test_under_grad():
     loss, params, data = problem(SMALL)
 
     def objective(hparams):
-        settings = {"num_steps": 300, "key": KEY, "batch_fn": slices(16)}
-        out = hg.unroll(hg.momentum(loss), params, hparams, data, **settings, adjoint=REVERSIBLE)
+        run = hg.Run(hg.momentum(loss), adjoint=REVERSIBLE, num_steps=300, batch_fn=slices(16))
+        out = hg.unroll(run, params, hparams, data, key=KEY)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out.params)) / 2
 
     one = jax.jit(jax.grad(objective))(HPARAMS)
@@ -284,7 +286,10 @@ def test_a_loss_that_differs_between_the_passes_is_caught():
     def run(rate):
         hparams = {"learning_rate": rate, "momentum": 0.9}
         out, pullback = hg.vjp(
-            hg.momentum(loss), jnp.zeros(5), hparams, None, num_steps=40, adjoint=hg.Reversible()
+            hg.Run(hg.momentum(loss), num_steps=40, adjoint=hg.Reversible()),
+            jnp.zeros(5),
+            hparams,
+            None,
         )
         return out, pullback(out.params)
 
@@ -330,8 +335,8 @@ def test_trainings_in_a_scan_that_is_differentiated():
 
     def last(params, strength, adjoint):
         def training(params, _):
-            run = {"num_steps": 20, "adjoint": adjoint}
-            return hg.unroll(rule, params, strength, (x, y), **run).params, None
+            run = hg.Run(rule, num_steps=20, adjoint=adjoint)
+            return hg.unroll(run, params, strength, (x, y)).params, None
 
         return jnp.sum(jax.lax.scan(training, params, length=2)[0])
 

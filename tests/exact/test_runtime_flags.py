@@ -9,6 +9,8 @@ import pytest
 
 import hgrad_jax as hg
 
+pytestmark = pytest.mark.compiled
+
 NUM_STEPS = 40
 
 
@@ -25,14 +27,16 @@ def compiled(adjoint, *, bad_step=None, bad=np.nan, is_batched=False):
 
     def run(rate, momentum):
         out, pullback = hg.vjp(
-            hg.heavy_ball(loss),
+            hg.Run(
+                hg.heavy_ball(loss),
+                num_steps=NUM_STEPS,
+                batch_fn=batch_fn,
+                record=lambda state, data: jnp.sum(state.params**2),
+                adjoint=adjoint,
+            ),
             jnp.ones(4),
             {"learning_rate": rate, "momentum": momentum},
             jnp.zeros(4),
-            num_steps=NUM_STEPS,
-            batch_fn=batch_fn,
-            record=lambda state, data: jnp.sum(state.params**2),
-            adjoint=adjoint,
         )
         return (out, *pullback(jnp.ones(4)))
 
@@ -161,7 +165,9 @@ def test_under_vmap_the_run_is_named():
 def test_check_inside_jit_is_refused():
     def run(rate):
         hparams = {"learning_rate": rate, "momentum": 0.9}
-        return hg.check(hg.unroll(hg.momentum(loss), jnp.ones(2), hparams, 0.0, num_steps=3)).params
+        return hg.check(
+            hg.unroll(hg.Run(hg.momentum(loss), num_steps=3), jnp.ones(2), hparams, 0.0)
+        ).params
 
     with pytest.raises(TypeError, match="check reads values and cannot run inside jit, grad or"):
         jax.jit(run)(0.1)
@@ -182,12 +188,10 @@ def test_a_hypergradient_that_overflows_on_a_finite_run():
     def run(rate):
         hparams = {"learning_rate": rate, "momentum": 0.9}
         out, pullback = hg.vjp(
-            hg.heavy_ball(saddle),
+            hg.Run(hg.heavy_ball(saddle), num_steps=200, adjoint=hg.Reversible()),
             jnp.zeros(2),
             hparams,
             None,
-            num_steps=200,
-            adjoint=hg.Reversible(),
         )
         return out, *pullback(jnp.ones(2))
 
@@ -224,8 +228,8 @@ def test_an_overflow_that_no_position_shows(rule, hparams):
         return jnp.where(t == 3, 3e5, -1.0)
 
     def run(hparams):
-        settings = {"num_steps": 9, "batch_fn": batch_fn, "adjoint": hg.Reversible()}
-        return hg.vjp(rule, jnp.zeros(2), hparams, None, **settings)[1](jnp.ones(2))
+        run = hg.Run(rule, num_steps=9, batch_fn=batch_fn, adjoint=hg.Reversible())
+        return hg.vjp(run, jnp.zeros(2), hparams, None)[1](jnp.ones(2))
 
     bars, info = jax.jit(run)(hparams)
     assert int(info.run.damaged_at) == 3

@@ -12,6 +12,8 @@ from experiments.bench import __main__ as bench
 from experiments.bench import programs as bench_programs
 from experiments.bench import report as bench_report
 
+pytestmark = pytest.mark.compiled
+
 METHODS = ["Direct()", "Checkpointed()", "Checkpointed(branching=2)", "Reversible()"]
 PARTS = {"learning_rate", "momentum", "l2", "params"}
 NUM_STEPS = 40
@@ -115,15 +117,7 @@ def test_the_floor_trains_as_the_library_does(name):
     plain = bench_programs.programs(problem)[bench_programs.PLAIN]
 
     def trained(params, hparams, train, valid):
-        return hg.unroll(
-            problem.rule,
-            params,
-            hparams,
-            train,
-            num_steps=3,
-            batch_fn=problem.batch_fn,
-            hparams_axes=problem.hparams_axes,
-        ).params
+        return hg.unroll(problem.run, params, hparams, train).params
 
     found, expected = (jax.jit(program)(*problem.args) for program in (plain, trained))
     assert bench.relative_error(expected, problem.args[0]) > 1e-3

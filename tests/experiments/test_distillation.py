@@ -3,6 +3,7 @@
 Maclaurin, Duvenaud and Adams (2015, section 3.3), with one image for each class.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,6 @@ from hgrad_jax.models import MLP, classification_metrics, cross_entropy
 
 MODEL = MLP((12, 10), activation=jnp.tanh)
 RATES = {"learning_rate": None, "momentum": None, "images": None}
-RUN = {"num_steps": 40, "hparams_axes": RATES}
 DIGITS, VALID = split(load("digits").train, (300, 300), seed=0)
 
 
@@ -33,7 +33,7 @@ def objective(params, hparams, valid):
     return cross_entropy(logits(params, valid.inputs), valid.labels)
 
 
-RULE = hg.momentum(loss)
+RUN = hg.Run(hg.momentum(loss), num_steps=40, hparams_axes=RATES)
 LABELS = np.arange(10, dtype=np.int32)
 
 
@@ -49,9 +49,8 @@ def first_of_each_class():
 
 @functools.partial(jax.jit, static_argnames="adjoint")
 def hypergradient(hparams, key, adjoint):
-    return hg.value_and_hypergradient(
-        objective, RULE, init_params(key), hparams, LABELS, VALID, adjoint=adjoint, **RUN
-    )
+    run = dataclasses.replace(RUN, adjoint=adjoint)
+    return hg.value_and_hypergradient(objective, run, init_params(key), hparams, LABELS, VALID)
 
 
 def test_hypergradients_of_learned_images_equal_the_stored_ones():
@@ -74,7 +73,7 @@ def test_ten_learned_images_are_better_to_train_on_than_ten_real_ones():
     assert not len(shared_examples((images,), (VALID.inputs,)))
     out = hg.tune(
         objective,
-        RULE,
+        RUN,  # by Direct(): equal, as above, and sooner compiled
         init_params,
         start,
         LABELS,
@@ -82,10 +81,8 @@ def test_ten_learned_images_are_better_to_train_on_than_ten_real_ones():
         optimizer=optax.adam(0.03),
         num_meta_steps=25,
         key=jax.random.key(0),
-        adjoint=hg.Direct(),  # equal, as above, and sooner compiled
         metrics=classification_metrics(MODEL),
         progress=False,
-        **RUN,
     )
     first, last = (out.history.value[at, 0] for at in (0, -1))
     assert last < 0.7 * first

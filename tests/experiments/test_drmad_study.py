@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -54,24 +55,26 @@ def without_times(lines):
 
 def test_takes_as_many_steps_as_a_layer_has_units():
     config = parse(Config, TINY, "")
-    given, what = problem.start(config, 3), problem.problem(config)
+    given = problem.start(config, 3)
     args = (given.params, given.scales, given.images.train, given.images.valid)
     for num_steps in (50, 10):
-        one = functools.partial(tuning._hypergradient, what, num_steps, hg.DrMAD())
+        objective, run = problem.problem(config, num_steps, given.scales)
+        run = dataclasses.replace(run, adjoint=hg.DrMAD())
+        one = functools.partial(tuning._hypergradient, objective, run)
         assert jax.eval_shape(one, *args)["value"].shape == ()
 
 
 class TestTuning:
     def test_cosines_and_norms_are_those_of_compare(self, done):
         config = done[1]
-        what, given = problem.problem(config), problem.start(config, 3)
+        given = problem.start(config, 3)
         lines = records_of(config, "exact")
         adjoints = problem.adjoints(config)
         found = hg.compare(
-            *(what.objective, what.rule, given.params, tuning.scales_before(given, lines, 1)),
+            *problem.problem(config, NUM_STEPS, given.scales),
+            given.params,
+            tuning.scales_before(given, lines, 1),
             *given.images[:2],
-            num_steps=NUM_STEPS,
-            batch_fn=what.batch_fn,
             adjoints={"stored": hg.Direct(), "DrMAD": adjoints["DrMAD"]},
             repeats=0,
         )
@@ -160,15 +163,15 @@ class TestBack:
         assert record["exact_mismatches"] == 0
         assert record["norms"]["steps"] == list(range(NUM_STEPS))
 
-        what, given = problem.problem(config), problem.start(config, 3)
+        given = problem.start(config, 3)
+        objective, run = problem.problem(config, NUM_STEPS, given.scales)
         scales = tuning.scales_before(given, records_of(config, "DrMAD"), 2)
 
         @jax.jit
         def through_training(scales, train, valid):
             def trained(hparams):
-                run = {"num_steps": NUM_STEPS, "batch_fn": what.batch_fn}
-                end = hg.unroll(what.rule, given.params, hparams, train, **run).params
-                return what.objective(end, scales, valid)
+                end = hg.unroll(run, given.params, hparams, train).params
+                return objective(end, scales, valid)
 
             return jax.grad(trained)(scales)
 

@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import os
@@ -240,18 +241,23 @@ class TestProjection:
 def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
     config = config_of("--hidden", "4", "--num-steps", "3", "--num-train", "40")
     data, weights = problem.load_data(config, 1), tuning.first_weights(config)
-    given = tuning.problem(config, data, 1, hg.Direct())
-    start = given["init_params"](jax.random.key(0))
+    optimizer = tuning.make_optimizer(config)
+    params = functools.partial(
+        problem.initial_params, problem.make_model(config), data.train.inputs
+    )
+    start = params(jax.random.key(0))
     assert start["Dense_0"]["kernel"].shape == (64, 4)
     assert start["Dense_0"]["kernel"].std() > 0.05
     step = jax.jit(
         lambda: hg.meta_step(
-            hparams=weights,
-            opt_state=given["optimizer"].init(weights),
-            train=data.train,
-            valid=data.valid,
+            *tuning.problem(config, 1, hg.Direct()),
+            params,
+            weights,
+            optimizer.init(weights),
+            data.train,
+            data.valid,
+            optimizer=optimizer,
             key=jax.random.key(0),
-            **given,
         )
     )()
     gradient = step.gradient["weights"]

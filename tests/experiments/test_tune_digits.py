@@ -1,9 +1,11 @@
+import dataclasses
 import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import keystr
 from jax.tree_util import tree_leaves_with_path as leaves_with_path
@@ -29,6 +31,12 @@ def done(tmp_path_factory):
 def meta_steps(out):
     (path,) = out.glob("*/meta_steps.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def by_storing(config, problem=tune_digits.problem):
+    """The problem, differentiated without running backwards."""
+    objective, run = problem(config)
+    return objective, dataclasses.replace(run, adjoint=hg.Direct())
 
 
 def test_the_result_is_one_line_with_its_circumstances(done):
@@ -80,21 +88,29 @@ def test_a_figure_is_an_image_with_something_on_it(done, name):
 def test_the_hypergradients_equal_those_of_stored_training(done):
     config = parse(tune_digits.Config, TINY, "")
     data = tune_digits.load_data(config)
-    problem = tune_digits.problem(config, data.train.inputs, hg.Direct())
+    model, optimizer = tune_digits.make_model(config), optax.adam(config.meta_learning_rate)
     first = tune_digits.initial_hparams(config, data.train.inputs)
     names = [keystr(path, simple=True, separator=".") for path, _ in leaves_with_path(first)]
 
     @jax.jit
-    def by_storing(hparams, key):
-        opt_state = problem["optimizer"].init(hparams)
-        given = {"opt_state": opt_state, "train": data.train, "valid": data.valid, "key": key}
-        return hg.meta_step(hparams=hparams, **given, **problem)
+    def meta_step(hparams, key):
+        return hg.meta_step(
+            *by_storing(config),
+            functools.partial(tune_digits.initial_params, model, data.train.inputs),
+            hparams,
+            optimizer.init(hparams),
+            data.train,
+            data.valid,
+            optimizer=optimizer,
+            key=key,
+            num_runs=config.num_runs,
+        )
 
     for k, line in enumerate(meta_steps(done[1])):
         hparams = [jnp.float32(line["hparams"][name]) for name in names]
         hparams = jax.tree.unflatten(jax.tree.structure(first), hparams)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), k)
-        stored = by_storing(hparams, key)
+        stored = meta_step(hparams, key)
         np.testing.assert_allclose(line["value"], stored.found.value, rtol=1e-5)
         for name, want in zip(names, jax.tree.leaves(stored.gradient), strict=True):
             error = np.linalg.norm(np.subtract(line["hypergradient"][name], want))
@@ -112,7 +128,6 @@ def test_the_parts_of_the_data_are_disjoint():
 
 def test_a_diverging_training_stops_with_the_reason_and_leaves_a_record(tmp_path, monkeypatch):
     # Storing the training compiles sooner, and what the flags do is the same.
-    by_storing = functools.partial(tune_digits.problem, adjoint=hg.Direct())
     monkeypatch.setattr(tune_digits, "problem", by_storing)
     with pytest.raises(SystemExit, match=r"error: meta-step 0: .*lower the learning rate"):
         tune_digits.main([*TINY, "--learning-rate", "1e9", "--out", str(tmp_path)])

@@ -78,7 +78,7 @@ class TestErrors:
         for provider in (hg.forward_gradient(), activity_forward_gradient(example_losses(NET))):
             rule = hg.sgd(classification_loss(NET), learning_rate=0.1, gradient=provider)
             with pytest.raises(ValueError, match=r"key is None, but .*forward_gradient draws its"):
-                hg.unroll(rule, params, {}, batch, num_steps=1)
+                hg.unroll(hg.Run(rule, num_steps=1), params, {}, batch)
 
     def test_more_directions_than_numbers(self):
         provider = hg.forward_gradient(hg.Orthogonal(), num_directions=4)

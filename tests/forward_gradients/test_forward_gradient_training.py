@@ -41,8 +41,8 @@ def test_every_rule_takes_it(rule):
 
     def end(gradient):
         transition = RULES[rule](loss, gradient=gradient)
-        settings = {"num_steps": 3, "key": KEY}
-        return hg.unroll(transition, jnp.zeros(3), {"learning_rate": 0.1}, None, **settings).params
+        run = hg.Run(transition, num_steps=3)
+        return hg.unroll(run, jnp.zeros(3), {"learning_rate": 0.1}, None, key=KEY).params
 
     got = end(hg.forward_gradient(hg.Orthogonal(), num_directions=3))
     np.testing.assert_allclose(got, end(hg.backpropagation), rtol=1e-4, atol=1e-5)
@@ -86,14 +86,16 @@ def test_hypergradients_agree_with_each_other_and_with_differences(name):
         def value(x, adjoint):
             params, hparams = unravel(x)
             out = hg.unroll(
-                rule,
+                hg.Run(
+                    rule,
+                    num_steps=NUM_STEPS,
+                    hparams_axes={"learning_rate": 0, "momentum": None, "l2": None},
+                    adjoint=adjoint,
+                ),
                 params,
                 hparams,
                 batch,
-                num_steps=NUM_STEPS,
                 key=KEY,
-                hparams_axes={"learning_rate": 0, "momentum": None, "l2": None},
-                adjoint=adjoint,
             )
             return classification_loss(NET)(out.params, {}, batch, KEY)
 
@@ -118,15 +120,16 @@ def test_hypergradients_agree_with_each_other_and_with_differences(name):
             np.testing.assert_allclose(found @ direction, want, rtol=1e-9)
 
 
+@pytest.mark.compiled
 def test_float32_runs_are_restored_bit_for_bit():
     params, batch = problem(NET, (4,))
     rule = hg.heavy_ball(net_loss, gradient=hg.forward_gradient())
     hparams = {"learning_rate": 0.01, "momentum": 0.9, "l2": 0.1}
-    settings = {"num_steps": 30, "key": KEY, "adjoint": hg.Reversible()}
+    run = hg.Run(rule, num_steps=30, adjoint=hg.Reversible())
 
     @jax.jit
     def back(params, hparams):
-        out, pullback = hg.vjp(rule, params, hparams, batch, **settings)
+        out, pullback = hg.vjp(run, params, hparams, batch, key=KEY)
         return pullback(out.params)[1]
 
     assert hg.check(back(params, hparams)).is_restored

@@ -102,7 +102,11 @@ L2 = {"l2": jnp.float32(0.5)}
 def differentiated(rule, hparams=RATES, adjoint=DIRECT, num_steps=4, batches=None, **more):
     """The objective after a run, and its checked hypergradient."""
     found = hg.value_and_hypergradient(
-        objective, rule, PARAMS, hparams, batches, num_steps=num_steps, adjoint=adjoint, **more
+        objective,
+        hg.Run(rule, num_steps=num_steps, adjoint=adjoint, **more),
+        PARAMS,
+        hparams,
+        batches,
     )
     hg.check(found.info)
     return found.value, found.hparams
@@ -110,7 +114,7 @@ def differentiated(rule, hparams=RATES, adjoint=DIRECT, num_steps=4, batches=Non
 
 def trained(rule, hparams=RATES, batches=None, **more):
     """The parameters after a checked run."""
-    out = hg.unroll(rule, PARAMS, hparams, batches, num_steps=2, key=KEY, **more)
+    out = hg.unroll(hg.Run(rule, num_steps=2, **more), PARAMS, hparams, batches, key=KEY)
     return hg.check(out).params
 
 
@@ -192,23 +196,17 @@ def undone_rule(rule):
     return differentiated(rule, adjoint=hg.Reversible())
 
 
-UNROLL = {
-    "transition": RULE,
-    "params": PARAMS,
-    "hparams": RATES,
-    "data": None,
-    "num_steps": 2,
-}
+RUN = hg.Run(RULE, num_steps=2)
+UNROLL = {"run": RUN, "params": PARAMS, "hparams": RATES, "data": None}
 OUTER = {"objective": objective, **UNROLL}
 OPTIMIZER = optax.sgd(0.01)
 META = {
     "objective": objective,
-    "transition": RULE,
-    "init_params": PARAMS,
+    "run": RUN,
+    "params": PARAMS,
     "hparams": RATES,
-    "train": X[:4],
-    "valid": X[4:],
-    "num_steps": 2,
+    "data": X[:4],
+    "outer_data": X[4:],
     "optimizer": OPTIMIZER,
 }
 TUNE = META | {"num_meta_steps": 1, "progress": False}
@@ -284,6 +282,11 @@ CALLS: Mapping[str, Call] = {
     ),
     "hg.Reversible": Call(hg.Reversible, {}, undone),
     "hg.Root": Call(hg.Root, {"function": pulled}, on_condition),
+    "hg.Run": Call(
+        hg.Run,
+        {"transition": RULE, "num_steps": 2},
+        lambda run: hg.check(hg.unroll(**UNROLL | {"run": run})).params,
+    ),
     "hg.Skip": Call(hg.Skip, {}, lambda skip: tuned(on_bad=skip)),
     "hg.Slot": Call(hg.Slot, {}, of_slot),
     "hg.Standardized": Call(hg.Standardized, {}, lambda d: as_gradient(hg.forward_gradient(d))),

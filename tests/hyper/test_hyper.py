@@ -95,8 +95,8 @@ class TestSharing:
 
         def end(rates):  # a tree like params with an axis of steps
             hparams = {"learning_rate": rates}
-            settings = {"num_steps": 8, "adjoint": hg.Reversible()}
-            out = hg.unroll(rule, params, hparams, None, hparams_axes=0, **settings)
+            run = hg.Run(rule, hparams_axes=0, num_steps=8, adjoint=hg.Reversible())
+            out = hg.unroll(run, params, hparams, None)
             return jnp.sum(out.params["w"] ** 2) + jnp.sum(out.params["b"])
 
         small = jax.tree.map(lambda x: 0.05 * jnp.ones((2, *x.shape)), units.init(params, 1.0))
@@ -206,10 +206,10 @@ class TestRescaling:
             return jnp.sum(jnp.cosh(params["w"])) + params["b"] ** 2
 
         in_z = hg.sgd(hyper.rescaled(loss, log_penalty=None), learning_rate=0.1)
-        found = hg.unroll(in_z, z, {"log_scale": s}, None, num_steps=5).params
+        found = hg.unroll(hg.Run(in_z, num_steps=5), z, {"log_scale": s}, None).params
         rates = jax.tree.map(lambda x: 0.1 * jnp.exp(2 * x), s)
         in_w = hg.sgd(loss, learning_rate=lambda hparams: rates)
-        want = hg.unroll(in_w, hyper.weights_of(z, s), {}, None, num_steps=5).params
+        want = hg.unroll(hg.Run(in_w, num_steps=5), hyper.weights_of(z, s), {}, None).params
         for a, b in zip(
             jax.tree.leaves(hyper.weights_of(found, s)), jax.tree.leaves(want), strict=True
         ):
@@ -228,8 +228,8 @@ class TestRescaling:
 
             @jax.jit
             def end(hparams):
-                settings = {"num_steps": 6, "adjoint": hg.Reversible()}
-                out = hg.unroll(rule, z, hparams, None, **settings)
+                run = hg.Run(rule, num_steps=6, adjoint=hg.Reversible())
+                out = hg.unroll(run, z, hparams, None)
                 return jnp.sum(hyper.weights_of(out.params, hparams["log_scale"]) ** 3)
 
             h = {"log_scale": jnp.array([-0.5, 0.3]), "log_penalty": jnp.array(-2.0)}

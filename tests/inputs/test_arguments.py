@@ -98,7 +98,7 @@ def test_a_layer_of_too_many_units():
 
 def trained(**settings):
     rule = hg.heavy_ball(loss, **{"learning_rate": 0.1, "momentum": 0.5} | settings)
-    return hg.unroll(rule, jnp.ones(2), {}, None, num_steps=1, key=jax.random.key(0))
+    return hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(2), {}, None, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -132,21 +132,27 @@ def test_a_state_that_is_no_tree_of_arrays():
     rule = hg.sgd(loss)
     own = hg.Transition(lambda params, hparams: object(), rule.step, rule.params)
     with pytest.raises(TypeError, match=r"transition.init returned <object .*a pytree of arrays"):
-        hg.unroll(own, jnp.ones(2), {"learning_rate": 0.1}, None, num_steps=1)
+        hg.unroll(hg.Run(own, num_steps=1), jnp.ones(2), {"learning_rate": 0.1}, None)
 
 
-@pytest.mark.parametrize("num_steps", [[1], {}, np.ones(2), lambda meta_step: [1]])
-def test_lengths_that_are_no_numbers(num_steps):
+@pytest.mark.parametrize("num_steps", [[1], {}, np.ones(2)])
+def test_numbers_of_steps_that_are_no_numbers(num_steps):
+    with pytest.raises(TypeError, match=r"num_steps is .*; it must be an int"):
+        hg.Run(hg.sgd(loss), num_steps=num_steps)
+
+
+@pytest.mark.parametrize("length", [[1], {}, np.ones(2)])
+def test_lengths_that_are_no_numbers(length):
     with pytest.raises(TypeError, match=r"num_steps is .*; it must be an int"):
         hg.tune(
             lambda params, hparams, data: jnp.sum(params**2),
-            hg.sgd(loss),
+            hg.Run(hg.sgd(loss), num_steps=1),
             jnp.ones(2),
             {"learning_rate": 0.1},
             None,
             None,
-            num_steps=num_steps,
             num_meta_steps=1,
+            lengths=lambda meta_step: length,
             optimizer=optax.sgd(0.1),
             progress=False,
         )
@@ -154,23 +160,25 @@ def test_lengths_that_are_no_numbers(num_steps):
 
 def test_too_many_steps():
     with pytest.raises(ValueError, match=r"num_steps is 10+; steps are counted in int32"):
-        hg.unroll(hg.sgd(loss), 1.0, {"learning_rate": 0.1}, None, num_steps=10**18)
+        hg.unroll(hg.Run(hg.sgd(loss), num_steps=10**18), 1.0, {"learning_rate": 0.1}, None)
 
 
 @pytest.mark.parametrize("axes", [np.ones(2), jnp.arange(2), "text"])
 def test_axes_that_are_arrays(axes):
     with pytest.raises(ValueError, match="hparams_axes has"):
-        hg.unroll(hg.sgd(loss), 1.0, {"learning_rate": 0.1}, None, num_steps=2, hparams_axes=axes)
+        hg.unroll(
+            hg.Run(hg.sgd(loss), num_steps=2, hparams_axes=axes), 1.0, {"learning_rate": 0.1}, None
+        )
 
 
 def test_traced_settings_pass():
     @jax.jit
     def end(rate, decay):
         rule = hg.heavy_ball(loss, learning_rate=rate, momentum=lambda hparams: decay)
-        return hg.unroll(rule, jnp.float32(0), {}, None, num_steps=3).params
+        return hg.unroll(hg.Run(rule, num_steps=3), jnp.float32(0), {}, None).params
 
     by_hand = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
-    wanted = hg.unroll(by_hand, jnp.float32(0), {}, None, num_steps=3).params
+    wanted = hg.unroll(hg.Run(by_hand, num_steps=3), jnp.float32(0), {}, None).params
     assert end(0.1, 0.5) == wanted
     assert jnp.isfinite(jax.grad(end)(0.1, 0.5))
 
@@ -178,4 +186,4 @@ def test_traced_settings_pass():
 def test_a_number_that_int32_cannot_hold_is_a_float():
     assert hg.Clip(state=10**18).state == 1e18
     rule = hg.project_to_box(hg.sgd(loss, learning_rate=0.5), lower=0, upper=10**18)
-    assert hg.unroll(rule, jnp.float32(0), {}, None, num_steps=1).params == 3.0
+    assert hg.unroll(hg.Run(rule, num_steps=1), jnp.float32(0), {}, None).params == 3.0

@@ -15,6 +15,8 @@ from hgrad_jax.many.data_parallel import BATCH_PARTS
 from tests.shared import devices_child, tune_child
 from tests.shared.devices_child import NUM_DEVICES
 
+pytestmark = pytest.mark.compiled
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -181,7 +183,7 @@ class TestDataParallel:
         rule = hg.heavy_ball(hg.data_parallel(lambda params, hparams, batch, key: params))
         hparams = {"learning_rate": 0.1, "momentum": 0.9}
         with pytest.raises(ValueError, match=r"no devices share its batch here; .* batch_parts=d"):
-            hg.unroll(rule, jnp.float32(1), hparams, jnp.ones(8), num_steps=2)
+            hg.unroll(hg.Run(rule, num_steps=2), jnp.float32(1), hparams, jnp.ones(8))
 
     def test_no_function(self):
         with pytest.raises(TypeError, match=r"loss is 1.0, but is called as loss\(params"):

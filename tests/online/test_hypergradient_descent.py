@@ -99,13 +99,15 @@ def unrolled(rule, rate, hyper_rate, change, is_validated):
     @jax.jit
     def run(hparams):
         return hg.unroll(
-            transition,
+            hg.Run(
+                transition,
+                num_steps=NUM_STEPS,
+                batch_fn=online.paired(batch_fn, batch_fn) if is_validated else batch_fn,
+                record=lambda state, data: state.hparams["learning_rate"],
+            ),
             jnp.asarray(START),
             hparams,
             (TRAIN, VALID) if is_validated else TRAIN,
-            num_steps=NUM_STEPS,
-            batch_fn=online.paired(batch_fn, batch_fn) if is_validated else batch_fn,
-            record=lambda state, data: state.hparams["learning_rate"],
         )
 
     return run({"learning_rate": jnp.asarray(rate), "hyper_rate": jnp.asarray(hyper_rate)})
@@ -172,7 +174,9 @@ def test_numbers_that_share_a_rate_share_their_product():
     rates = {"w": jnp.array([[0.1], [0.2]]), "b": jnp.float32(0.01)}  # one a row, one a tensor
     rule = online.hypergradient_descent(of_tree, hyper_rate=0.0)
     axes = {"learning_rate": None}
-    out = hg.unroll(rule, params, {"learning_rate": rates}, None, num_steps=2, hparams_axes=axes)
+    out = hg.unroll(
+        hg.Run(rule, num_steps=2, hparams_axes=axes), params, {"learning_rate": rates}, None
+    )
     found = out.state.hypergradient["learning_rate"]
     first = {"w": params["w"], "b": 4 * params["b"] ** 3}
     x = {"w": params["w"] - rates["w"] * first["w"], "b": params["b"] - 0.01 * first["b"]}
@@ -188,12 +192,14 @@ def test_optax_rules_and_logarithmic_rates():
     }
     ends = {
         name: hg.unroll(
-            online.hypergradient_descent(loss, rule=rule, learned="log_rate", hyper_rate=0.5),
+            hg.Run(
+                online.hypergradient_descent(loss, rule=rule, learned="log_rate", hyper_rate=0.5),
+                num_steps=NUM_STEPS,
+                batch_fn=minibatches(1),
+            ),
             jnp.float32(START),
             {"log_rate": -2.0},
             TRAIN.astype(np.float32),
-            num_steps=NUM_STEPS,
-            batch_fn=minibatches(1),
         )
         for name, rule in rules.items()
     }
@@ -209,7 +215,7 @@ def test_averages_around_and_projects_inside():
     rule = hg.average(online.hypergradient_descent(loss, rule=boxed), decay=0.5)
     hparams = {"learning_rate": 0.5, "hyper_rate": 0.1}
     data = jnp.full((1, 3), 4.0)
-    out = hg.unroll(rule, jnp.zeros(3), hparams, data, num_steps=2)
+    out = hg.unroll(hg.Run(rule, num_steps=2), jnp.zeros(3), hparams, data)
     np.testing.assert_array_equal(out.params, np.full(3, 0.375))  # 0.5 from the first step on
     # In the first step the box held every number, and no rate could have moved it.
     assert out.state.inner.hparams["learning_rate"] == 0.5
@@ -223,7 +229,7 @@ def test_zero_gradients_change_nothing(change):
     rule = online.hypergradient_descent(flat, rule=hg.adam, change=change)
 
     def end(hparams):
-        out = hg.unroll(rule, jnp.ones(3), hparams, None, num_steps=3)
+        out = hg.unroll(hg.Run(rule, num_steps=3), jnp.ones(3), hparams, None)
         return jnp.sum(out.params) + out.state.hparams["learning_rate"]
 
     hparams = {"learning_rate": jnp.float32(0.5), "hyper_rate": jnp.float32(0.1)}
@@ -236,8 +242,8 @@ def test_the_rate_of_the_rate_has_a_hypergradient_and_bounds_hold():
     def end(hyper_rate, **settings):
         rule = online.hypergradient_descent(loss, **settings)
         hparams = {"learning_rate": 0.1, "hyper_rate": hyper_rate, "most": 0.11}
-        settings = {"num_steps": 5, "batch_fn": minibatches(1)}
-        return hg.unroll(rule, jnp.asarray(START), hparams, TRAIN, **settings)
+        run = hg.Run(rule, num_steps=5, batch_fn=minibatches(1))
+        return hg.unroll(run, jnp.asarray(START), hparams, TRAIN)
 
     with jax.enable_x64(True):
 
@@ -255,7 +261,7 @@ def test_the_rate_of_the_rate_has_a_hypergradient_and_bounds_hold():
 def run_with(**settings: Any):
     hparams = settings.pop("hparams", {"learning_rate": 0.1, "hyper_rate": 0.1})
     rule = online.hypergradient_descent(settings.pop("loss", loss), **settings)
-    return hg.unroll(rule, jnp.zeros(3), hparams, jnp.ones((1, 3)), num_steps=1)
+    return hg.unroll(hg.Run(rule, num_steps=1), jnp.zeros(3), hparams, jnp.ones((1, 3)))
 
 
 @pytest.mark.parametrize(

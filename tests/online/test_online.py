@@ -11,6 +11,7 @@ from hgrad_jax import online
 from hgrad_jax.data import load, minibatches
 from hgrad_jax.hyper import l2, log, log10
 from hgrad_jax.models import SoftmaxRegression, classification_loss
+from tests.shared.runs import run_and_rest
 
 CURVATURES = np.array([1.0, 2.0, 0.5])
 VALID_CURVATURES = np.array([0.7, 1.1, 2.0])
@@ -49,13 +50,14 @@ def descent(hparams):
 def unrolled(rule, num_steps, hparams, **settings):
     settings = {"batch_fn": PAIRS, "record": lambda state, data: state.hparams} | settings
     data = settings.pop("data", DATA)
+    run, rest = run_and_rest(rule, {"num_steps": num_steps} | settings)
 
     @jax.jit
-    def run(hparams):
-        return hg.unroll(rule, jnp.asarray(START), hparams, data, num_steps=num_steps, **settings)
+    def end(hparams):
+        return hg.unroll(run, jnp.asarray(START), hparams, data, **rest)
 
     with jax.enable_x64(True):
-        return run(jax.tree.map(jnp.asarray, hparams))
+        return end(jax.tree.map(jnp.asarray, hparams))
 
 
 def gradient_by_hand(x, t, weight_decay):
@@ -81,14 +83,11 @@ def test_the_first_window_of_rtho_is_forward_mode(inner):
     def forward_mode(hparams):
         return hg.value_and_hypergradient(
             objective,
-            inner,
+            hg.Run(inner, num_steps=num_steps, batch_fn=minibatches(1), adjoint=hg.ForwardMode()),
             jnp.asarray(START),
             hparams,
             TRAIN,
             VALID[[num_steps - 1]],
-            num_steps=num_steps,
-            batch_fn=minibatches(1),
-            adjoint=hg.ForwardMode(),
         )
 
     with jax.enable_x64(True):
@@ -279,7 +278,7 @@ def test_adaptive_finds_learning_rates_for_the_digits():
     @jax.jit
     def validated(step):
         given, data = hparams | {"step": step}, (train, valid)
-        out = hg.unroll(rule, params, given, data, num_steps=30, batch_fn=batch_fn)
+        out = hg.unroll(hg.Run(rule, num_steps=30, batch_fn=batch_fn), params, given, data)
         return cross_entropy(out.params, hparams, valid, None), out.state.hparams
 
     plain, _ = validated(0.0)

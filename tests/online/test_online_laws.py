@@ -12,6 +12,7 @@ import pytest
 import hgrad_jax as hg
 from hgrad_jax import online
 from hgrad_jax.data import Dataset, minibatches, with_replacement
+from tests.shared.runs import run_with
 
 TRAIN = np.float32(np.random.default_rng(0).normal(size=(6, 3)))
 VALID = np.float32(np.random.default_rng(1).normal(size=(4, 3)) + 1.0)
@@ -52,7 +53,7 @@ def run(method, hparams, num_steps=4, **settings):
     rule, batch_fn = METHODS[method]
     settings = {"batch_fn": batch_fn, "num_steps": num_steps} | settings
     start = jnp.asarray(START, jnp.result_type(float))
-    return hg.unroll(rule, start, hparams, DATA, **settings)
+    return run_with(hg.unroll, rule, start, hparams, DATA, **settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -89,7 +90,7 @@ def test_without_updates_the_path_is_the_rules_own(method):
     key, hparams = jax.random.key(3), HPARAMS | {"meta_rate": 0.0}
     batch_fn = with_replacement(2)
     plain = hg.unroll(
-        INNER, jnp.asarray(START), hparams, TRAIN, num_steps=4, key=key, batch_fn=batch_fn
+        hg.Run(INNER, num_steps=4, batch_fn=batch_fn), jnp.asarray(START), hparams, TRAIN, key=key
     )
     out = run(method, hparams, key=key, batch_fn=online.paired(batch_fn, with_replacement(1)))
     np.testing.assert_allclose(out.params, plain.params, rtol=1e-6)
@@ -98,7 +99,10 @@ def test_without_updates_the_path_is_the_rules_own(method):
 def test_without_updates_periods_are_the_rules_own_steps():
     hparams = HPARAMS | {"meta_rate": 0.0}
     plain = hg.unroll(
-        INNER, jnp.asarray(START), hparams, TRAIN, num_steps=4 * EVERY, batch_fn=minibatches(2)
+        hg.Run(INNER, num_steps=4 * EVERY, batch_fn=minibatches(2)),
+        jnp.asarray(START),
+        hparams,
+        TRAIN,
     )
     out = run("adaptive", hparams)
     np.testing.assert_allclose(out.params, plain.params, rtol=1e-6)
@@ -123,8 +127,8 @@ def test_every_step_of_a_period_has_its_own_keys():
     rule = online.adaptive(hg.sgd(drawing), valid_loss, every=3, window=1, **LEARNED)
     batch_fn = online.periods(draw, None, every=3)
     data = (jnp.zeros(1), jnp.zeros(3))
-    settings = {"num_steps": 2, "key": jax.random.key(0), "batch_fn": batch_fn}
-    jax.block_until_ready(hg.unroll(rule, jnp.zeros(3), HPARAMS, data, **settings).params)
+    run = hg.Run(rule, num_steps=2, batch_fn=batch_fn)
+    jax.block_until_ready(hg.unroll(run, jnp.zeros(3), HPARAMS, data, key=jax.random.key(0)).params)
     jax.effects_barrier()
     assert len({batch for batch, _ in seen}) == 6
     assert len({key for _, key in seen}) == 6
@@ -137,7 +141,7 @@ def test_at_a_minimum_all_numbers_stay_finite(method):
     batch_fn = online.periods(every=EVERY) if method == "adaptive" else online.paired()
 
     def end(hparams):
-        out = hg.unroll(rule, jnp.zeros(3), hparams, data, num_steps=4, batch_fn=batch_fn)
+        out = hg.unroll(hg.Run(rule, num_steps=4, batch_fn=batch_fn), jnp.zeros(3), hparams, data)
         return jnp.sum(out.params) + out.state.hparams["learning_rate"]
 
     value, bars = jax.value_and_grad(end)(jax.tree.map(jnp.float32, HPARAMS))
@@ -220,8 +224,8 @@ def test_bounds_hold_from_the_start_and_for_trees():
     first = rule.init(jnp.asarray(START), hparams)
     np.testing.assert_array_equal(first.hparams["learning_rate"], np.full(3, np.float32(0.15)))
     axes = {"learning_rate": None}
-    settings = {"num_steps": 2, "batch_fn": PAIRS, "hparams_axes": axes}
-    rates = hg.unroll(rule, jnp.asarray(START), hparams, DATA, **settings).state.hparams
+    run = hg.Run(rule, num_steps=2, batch_fn=PAIRS, hparams_axes=axes)
+    rates = hg.unroll(run, jnp.asarray(START), hparams, DATA).state.hparams
     assert rates["learning_rate"].max() > 0.3
     assert rates["learning_rate"][0] <= np.float32(0.2)
     assert rates["learning_rate"].min() >= np.float32(0.15)
@@ -230,10 +234,8 @@ def test_bounds_hold_from_the_start_and_for_trees():
 def test_what_is_not_learned_may_be_a_schedule():
     hparams = HPARAMS | {"momentum": jnp.array([0.0, 0.9, 0.0, 0.9]), "meta_rate": 0.0}
     axes = {"learning_rate": None, "momentum": 0, "meta_rate": None}
-    plain = hg.unroll(
-        INNER, jnp.asarray(START), hparams, TRAIN, num_steps=4, batch_fn=minibatches(2),
-        hparams_axes=axes,
-    )  # fmt: skip
+    inner = hg.Run(INNER, num_steps=4, batch_fn=minibatches(2), hparams_axes=axes)
+    plain = hg.unroll(inner, jnp.asarray(START), hparams, TRAIN)
     for method in ("rtho", "t1_t2"):
         out = run(method, hparams, hparams_axes=axes)
         np.testing.assert_allclose(out.params, plain.params, rtol=1e-6)
@@ -326,4 +328,4 @@ def test_refuses_settings_of_one_method(make, error, message):
 def test_refuses_when_it_is_run(rule, settings, error, message):
     settings = {"hparams": HPARAMS, "data": DATA, "batch_fn": PAIRS, "num_steps": 2} | settings
     with pytest.raises(error, match=message):
-        hg.unroll(rule, jnp.asarray(START), **settings)
+        run_with(hg.unroll, rule, jnp.asarray(START), **settings)

@@ -47,8 +47,7 @@ def settings_of(kind):
     scale, axis = SCALES[kind]
     axes = {"learning_rate": None, "momentum": None, "noise_scale": axis}
     hparams = {"learning_rate": 0.2, "momentum": 0.7, "noise_scale": scale}
-    run = {"num_steps": T, "batch_fn": with_replacement(3), "hparams_axes": axes}
-    return hparams, run
+    return hparams, {"num_steps": T, "batch_fn": with_replacement(3), "hparams_axes": axes}
 
 
 @pytest.mark.parametrize(
@@ -63,11 +62,10 @@ def settings_of(kind):
     ids=lambda x: type(x).__name__ if isinstance(x, hg.Adjoint) else x,
 )
 def test_hypergradients_of_the_scale_agree_with_differences(name, adjoint, kind):
-    hparams, run = settings_of(kind)
+    hparams, settings = settings_of(kind)
     rule = RULES[name](loss, gradient=NOISY)
-    report = hg.check_hypergradient(
-        *(objective, rule, START, hparams, DATA), key=jnp.asarray(KEY), adjoint=adjoint, **run
-    )
+    run = hg.Run(rule, adjoint=adjoint, **settings)
+    report = hg.check_hypergradient(objective, run, START, hparams, DATA, key=jnp.asarray(KEY))
     assert report.raise_if_wrong().worst.relative_error < 1e-8
     assert not any(e.is_unreliable for e in report.entries)
     of_scale = [e for e in report.entries if "noise_scale" in e.path]
@@ -81,13 +79,8 @@ def test_long_runs_are_restored_bit_for_bit_and_equal_the_stored_ones():
     hparams = {"learning_rate": 0.05, "momentum": 0.9, "noise_scale": 0.3}
 
     def found(key, adjoint):
-        return hg.value_and_hypergradient(
-            *(objective, rule, START, hparams, DATA),
-            num_steps=300,
-            batch_fn=with_replacement(3),
-            key=key,
-            adjoint=adjoint,
-        )
+        run = hg.Run(rule, num_steps=300, batch_fn=with_replacement(3), adjoint=adjoint)
+        return hg.value_and_hypergradient(objective, run, START, hparams, DATA, key=key)
 
     keys = jax.random.split(jax.random.key(1), 3)
     many = jax.jit(jax.vmap(lambda key: found(key, hg.Reversible())))(keys)
@@ -111,14 +104,13 @@ def test_eta_and_gamma_of_an_annealed_variance():
             scale = jnp.sqrt(eta / (1 + jnp.arange(T)) ** gamma)
             hparams, run = settings_of("per step")
             out = hg.unroll(
-                rule,
+                hg.Run(
+                    rule, num_steps=T, hparams_axes=run["hparams_axes"], adjoint=hg.Reversible()
+                ),
                 jnp.array([1.0, -0.5]),
                 jax.tree.map(jnp.asarray, hparams | {"noise_scale": scale}),
                 None,
-                num_steps=T,
-                hparams_axes=run["hparams_axes"],
                 key=jnp.asarray(KEY),
-                adjoint=hg.Reversible(),
             )
             return jnp.sum(out.params**3)
 
@@ -218,7 +210,11 @@ class TestRefusals:
         )
         given = {"learning_rate": 0.1} | (hparams or {})
         return hg.unroll(
-            rule, START, given, None, num_steps=2, key=None if key is None else jnp.asarray(key)
+            hg.Run(rule, num_steps=2),
+            START,
+            given,
+            None,
+            key=None if key is None else jnp.asarray(key),
         )
 
     @pytest.mark.parametrize("scale", [-0.1, float("nan"), np.float32(-1), -jnp.ones(2)])

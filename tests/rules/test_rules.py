@@ -26,6 +26,8 @@ from tests.shared.rules import (
     scaled,
 )
 
+pytestmark = pytest.mark.compiled
+
 
 def label(adjoint):
     branching = getattr(adjoint, "branching", None)
@@ -47,14 +49,10 @@ def run(name, adjoint, params, hparams):
     """End of the run, cotangents of its start and hyperparameters, and the info of the way back."""
     axes = hparams_of(name)[1]
     out, pullback = hg.vjp(
-        RULES[name][0],
+        hg.Run(RULES[name][0], num_steps=T, batch_fn=batch_fn, hparams_axes=axes, adjoint=adjoint),
         params,
         hparams,
         DATA,
-        num_steps=T,
-        batch_fn=batch_fn,
-        hparams_axes=axes,
-        adjoint=adjoint,
     )
     bars, info = pullback(END_BAR)
     return out.params, bars, info
@@ -137,7 +135,7 @@ class TestFiniteAtZero:
 
         @jax.jit
         def after_one(start, h):
-            out, pullback = hg.vjp(rule, start, h, None, num_steps=1, adjoint=adjoint)
+            out, pullback = hg.vjp(hg.Run(rule, num_steps=1, adjoint=adjoint), start, h, None)
             return out.params, *pullback(jnp.ones(3))
 
         end, bars, info = after_one(start, h)
@@ -153,7 +151,7 @@ class TestFiniteAtZero:
 
         def end(start):
             h = {"learning_rate": 0.1, "curvature": jnp.ones(2)}
-            return jnp.sum(hg.unroll(rule, start, h, None, num_steps=1).params)
+            return jnp.sum(hg.unroll(hg.Run(rule, num_steps=1), start, h, None).params)
 
         assert np.isnan(jax.jit(jax.grad(end))(jnp.array([1.0, 0.0, 2.0]))).any()
 
@@ -171,7 +169,9 @@ class TestSecondMomentSlot:
     @functools.partial(jax.jit, static_argnames=("slot", "adjoint"))
     def one_step(slot, adjoint):
         rule = hg.adam(lambda p, h, b, k: 1e-7 * jnp.sum(p), learning_rate=0.1, second_moment=slot)
-        return -hg.unroll(rule, jnp.zeros(()), {}, None, num_steps=1, adjoint=adjoint).params
+        return -hg.unroll(
+            hg.Run(rule, num_steps=1, adjoint=adjoint), jnp.zeros(()), {}, None
+        ).params
 
     def test_small_gradients_need_a_finer_slot(self):
         coarse, fine = hg.Slot(fraction_bits=52), hg.Slot(fraction_bits=60)
@@ -205,7 +205,7 @@ def test_gradients_far_below_eps_are_not_lost(make):
 
     def end(hparams, adjoint):
         start = jnp.linspace(-0.5, 0.5, 5)
-        out, pullback = hg.vjp(rule, start, hparams, None, num_steps=20, adjoint=adjoint)
+        out, pullback = hg.vjp(hg.Run(rule, num_steps=20, adjoint=adjoint), start, hparams, None)
         bars, info = pullback(jnp.linspace(1.0, 2.0, 5))
         return out.params, bars, info
 
@@ -231,8 +231,8 @@ def test_decays_of_their_own_beside_scalars(make, form):
 
     @functools.partial(jax.jit, static_argnums=0)
     def cotangents(adjoint):
-        settings = {"num_steps": T, "batch_fn": batch_fn, "adjoint": adjoint}
-        return hg.vjp(rule, PARAMS, hparams, DATA, **settings)[1](END_BAR)
+        run = hg.Run(rule, num_steps=T, batch_fn=batch_fn, adjoint=adjoint)
+        return hg.vjp(run, PARAMS, hparams, DATA)[1](END_BAR)
 
     got, info = cotangents(hg.Reversible())
     hg.check(info)

@@ -29,13 +29,10 @@ class TestErrors:
         hparams, axes = hparams_of(name)
         with pytest.raises(ValueError, match=f"this one cannot: .*{reason}"):
             hg.unroll(
-                RULES[name][0],
+                hg.Run(RULES[name][0], num_steps=T, hparams_axes=axes, adjoint=hg.Reversible()),
                 PARAMS,
                 hparams,
                 DATA,
-                num_steps=T,
-                hparams_axes=axes,
-                adjoint=hg.Reversible(),
             )
 
     @pytest.mark.parametrize(
@@ -53,11 +50,11 @@ class TestErrors:
         h = {"penalty": 0.1, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.1}
         del h[missing]
         with pytest.raises(ValueError, match=rf"hparams has no '{missing}' .* pass {missing}= to"):
-            hg.unroll(getattr(hg, name)(loss), PARAMS, h, DATA, num_steps=1)
+            hg.unroll(hg.Run(getattr(hg, name)(loss), num_steps=1), PARAMS, h, DATA)
 
     def test_a_missing_decay_of_an_average(self):
         with pytest.raises(ValueError, match="hparams has no 'average_decay'"):
-            hg.unroll(hg.average(BALL), PARAMS, hparams_of("sgd")[0], DATA, num_steps=1)
+            hg.unroll(hg.Run(hg.average(BALL), num_steps=1), PARAMS, hparams_of("sgd")[0], DATA)
 
     @pytest.mark.parametrize(
         "name", ["sgd", "nesterov", "rmsprop", "rmsprop_momentum", "adam", "adamw"]
@@ -66,15 +63,15 @@ class TestErrors:
         h = {"penalty": 0.1, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.1}
         rule = getattr(hg, name)(loss)
         with pytest.raises(ValueError, match=r"learning_rate .*not a prefix of"):
-            hg.unroll(rule, PARAMS, h | {"learning_rate": {"w": 0.1}}, DATA, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), PARAMS, h | {"learning_rate": {"w": 0.1}}, DATA)
         wrong = {"w": jnp.ones((2, 2)), "b": 0.1}
         with pytest.raises(ValueError, match=r"learning_rate has shape \(2, 2\) where a parameter"):
-            hg.unroll(rule, PARAMS, h | {"learning_rate": wrong}, DATA, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), PARAMS, h | {"learning_rate": wrong}, DATA)
 
     def test_weight_decay_that_is_not_reversible(self):
         h = {"penalty": 0.1, "learning_rate": 0.5, "weight_decay": 2.0}
         with pytest.raises(ValueError, match="the decay of 'params' is 0; Reversible"):
-            hg.unroll(hg.adamw(loss), PARAMS, h, DATA, num_steps=1, adjoint=hg.Reversible())
+            hg.unroll(hg.Run(hg.adamw(loss), num_steps=1, adjoint=hg.Reversible()), PARAMS, h, DATA)
 
     def test_a_number_is_a_value_under_jit(self):
         @functools.partial(jax.jit, static_argnames="decay")
@@ -82,7 +79,7 @@ class TestErrors:
             rule = hg.heavy_ball(
                 lambda p, h, b, k: jnp.sum(p**2), learning_rate=0.1, momentum=decay
             )
-            return hg.unroll(rule, x, {}, None, num_steps=1, adjoint=hg.Reversible()).params
+            return hg.unroll(hg.Run(rule, num_steps=1, adjoint=hg.Reversible()), x, {}, None).params
 
         np.testing.assert_allclose(end(jnp.ones(2), 0.5), [0.8, 0.8], rtol=1e-6)
         with pytest.raises(ValueError, match=r"the decay of 'velocity' is 1.5; Reversible"):
@@ -93,6 +90,6 @@ class TestErrors:
             rule = hg.heavy_ball(
                 lambda p, h, b, k: jnp.sum(p**2), learning_rate=0.1, momentum=lambda h: decay
             )
-            return hg.unroll(rule, x, {}, None, num_steps=1, adjoint=hg.Reversible()).params
+            return hg.unroll(hg.Run(rule, num_steps=1, adjoint=hg.Reversible()), x, {}, None).params
 
         np.testing.assert_allclose(jax.jit(end)(jnp.ones(2), 0.5), [0.8, 0.8], rtol=1e-6)

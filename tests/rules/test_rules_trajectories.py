@@ -202,7 +202,7 @@ class TestByHand:
         @jax.jit
         def ends(x, h):
             rules = (rule, hg.average(rule), hg.polyak_average(rule))
-            return [hg.unroll(r, x, h, None, num_steps=steps).params for r in rules]
+            return [hg.unroll(hg.Run(r, num_steps=steps), x, h, None).params for r in rules]
 
         for got, expected in zip(ends(x, h), (want, want_ema, want_mean), strict=True):
             np.testing.assert_allclose(got, expected, rtol=5e-6)
@@ -215,7 +215,7 @@ class TestByHand:
         x = jnp.asarray(self.X, jnp.float32)
         rule = self.rule(name, gradient=lambda loss: lambda params, hparams, batch, key: params**2)
         want = by_hand(name, lambda x: x**2, self.X, self.H, 1)[0]
-        got = jax.jit(lambda: hg.unroll(rule, x, h, None, num_steps=1).params)()
+        got = jax.jit(lambda: hg.unroll(hg.Run(rule, num_steps=1), x, h, None).params)()
         np.testing.assert_allclose(got, want, rtol=5e-6)
 
 
@@ -235,7 +235,7 @@ class TestAverages:
     def test_the_average_of_a_constant_is_that_constant(self):
         rule = hg.polyak_average(hg.sgd(lambda p, h, b, k: jnp.sum(p) * 0, learning_rate=0.1))
         x = jnp.float32(0.7)
-        end = jax.jit(lambda: hg.unroll(rule, x, {}, None, num_steps=1000).params)()
+        end = jax.jit(lambda: hg.unroll(hg.Run(rule, num_steps=1000), x, {}, None).params)()
         np.testing.assert_allclose(end, x, rtol=2e-6)
 
     def test_the_mean_of_a_run_costs_log2_of_its_length(self):
@@ -245,7 +245,7 @@ class TestAverages:
 
         @jax.jit
         def back(x):
-            _, pullback = hg.vjp(rule, x, {}, None, num_steps=400, adjoint=hg.Reversible())
+            _, pullback = hg.vjp(hg.Run(rule, num_steps=400, adjoint=hg.Reversible()), x, {}, None)
             return pullback(jnp.ones(20))
 
         bars, info = back(jnp.linspace(0.1, 1.0, 20))
@@ -262,7 +262,7 @@ class TestAverages:
             hg.polyak_average(once)
         twice = hg.average(hg.average(hg.sgd(loss), decay=0.5), decay=0.5)
         with pytest.raises(ValueError, match="has an average of its parameters already"):
-            hg.unroll(twice, PARAMS, hparams_of("sgd")[0], DATA, num_steps=1)
+            hg.unroll(hg.Run(twice, num_steps=1), PARAMS, hparams_of("sgd")[0], DATA)
 
 
 class TestFromOptax:
@@ -290,7 +290,7 @@ class TestFromOptax:
 
         def end(h):
             out = hg.unroll(
-                rule, PARAMS, h, DATA, num_steps=T, batch_fn=batch_fn, hparams_axes=axes
+                hg.Run(rule, num_steps=T, batch_fn=batch_fn, hparams_axes=axes), PARAMS, h, DATA
             )
             return jnp.sum(out.params["w"] * END_BAR["w"])
 
@@ -317,4 +317,4 @@ class TestFromOptax:
     def test_something_else_than_a_transformation(self):
         rule = hg.from_optax(lambda h: h["rate"], loss)
         with pytest.raises(TypeError, match=r"make_tx returned .* must return an optax transform"):
-            hg.unroll(rule, PARAMS, {"rate": 0.1}, DATA, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), PARAMS, {"rate": 0.1}, DATA)

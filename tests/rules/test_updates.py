@@ -123,7 +123,7 @@ def test_updates_by_hand_make_the_same_run(name):
     }
     rule = others[name] if name in others else CASES[name][0]
     start = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), X)
-    trained = jax.jit(lambda p, h: hg.unroll(rule, p, h, None, num_steps=3).state)(start, H)
+    trained = jax.jit(lambda p, h: hg.unroll(hg.Run(rule, num_steps=3), p, h, None).state)(start, H)
     params, slots = start, None
     for count in range(3):
         gradient = jax.grad(loss)(params, H, None, None)
@@ -147,7 +147,7 @@ def both(gradient, transformation, hparams, num_steps=100):
     @jax.jit
     def ends(params, hparams):
         return [
-            hg.unroll(rule, params, hparams, None, num_steps=num_steps).params
+            hg.unroll(hg.Run(rule, num_steps=num_steps), params, hparams, None).params
             for rule in (ours, theirs)
         ]
 
@@ -204,7 +204,9 @@ def test_the_order_of_modifiers_matters():
 def hypergradients(make_rule, hparams, adjoint, start, num_steps=6):
     @jax.jit
     def end(hparams):
-        out = hg.unroll(make_rule(), start, hparams, None, num_steps=num_steps, adjoint=adjoint)
+        out = hg.unroll(
+            hg.Run(make_rule(), num_steps=num_steps, adjoint=adjoint), start, hparams, None
+        )
         return jnp.sum(jnp.sin(jnp.concatenate([x.ravel() for x in jax.tree.leaves(out.params)])))
 
     return end, jax.jit(jax.grad(end))
@@ -259,7 +261,7 @@ def test_clipping_a_gradient_of_zero_has_a_finite_derivative():
             learning_rate=0.1,
             gradient=hg.modified(hg.backpropagation, hg.clip_by_norm(lambda hparams: hparams)),
         )
-        return jnp.sum(hg.unroll(rule, jnp.zeros(2), bound, None, num_steps=2).params)
+        return jnp.sum(hg.unroll(hg.Run(rule, num_steps=2), jnp.zeros(2), bound, None).params)
 
     assert jax.grad(end)(jnp.float32(1)) == 0
 
@@ -271,7 +273,7 @@ def test_a_box_per_tensor():
         upper=jnp.inf,
     )
     start = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), X)
-    params = hg.unroll(rule, start, {}, None, num_steps=1).params
+    params = hg.unroll(hg.Run(rule, num_steps=1), start, {}, None).params
     np.testing.assert_allclose(params["w"], np.maximum(X["w"], 0))
     np.testing.assert_allclose(params["b"], X["b"])
 
@@ -284,24 +286,24 @@ class TestRefusals:
             hg.average(hg.sgd(loss, learning_rate=0.1), decay=0.5), lower=0, upper=1
         )
         with pytest.raises(ValueError, match="project first"):
-            hg.unroll(rule, jnp.ones(2), {}, None, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(2), {}, None)
 
     def test_projecting_a_state_without_params(self):
         plain = hg.Transition(lambda p, h: p, lambda s, h, b, k: s, lambda s: s)
         rule = hg.project_to_box(plain, lower=0, upper=1)
         with pytest.raises(ValueError, match="NamedTuple with the field params"):
-            hg.unroll(rule, jnp.ones(2), {}, None, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(2), {}, None)
 
     def test_reversing_a_projection(self):
         rule = hg.project_to_box(hg.heavy_ball(loss), lower=0, upper=1)
         with pytest.raises(ValueError, match="a projection forgets how far outside"):
-            hg.unroll(rule, jnp.ones(2), H, None, num_steps=1, adjoint=hg.Reversible())
+            hg.unroll(hg.Run(rule, num_steps=1, adjoint=hg.Reversible()), jnp.ones(2), H, None)
 
     def test_a_bound_for_each_tensor_where_one_norm_is_bounded(self):
         bounds = hg.clip_by_norm(lambda hparams: {"w": 1.0, "b": 2.0})
         rule = hg.sgd(loss, gradient=hg.modified(hg.backpropagation, bounds))
         with pytest.raises(ValueError, match="one norm over all tensors"):
-            hg.unroll(rule, jnp.ones(2), H, None, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(2), H, None)
 
     @pytest.mark.parametrize("make_rule", [hg.momentum, hg.sgd, hg.adam])
     def test_providers(self, make_rule):
@@ -333,4 +335,4 @@ class TestRefusals:
         both: Any = lambda params, hparams, batch, key: (jnp.sum(params), params)  # noqa: E731
         rule = hg.sgd(both)
         with pytest.raises(ValueError, match="loss returned a tuple; it must return one"):
-            hg.unroll(rule, jnp.ones(2), H, None, num_steps=1)
+            hg.unroll(hg.Run(rule, num_steps=1), jnp.ones(2), H, None)

@@ -26,7 +26,9 @@ def end(l2, adjoint, rate=0.05):
         return l2 * jnp.sum(params**2)
 
     rule = hg.heavy_ball(loss, learning_rate=lambda hparams: rate, momentum=0.9)
-    return jnp.sum(hg.unroll(rule, jnp.ones(3), {}, None, num_steps=5, adjoint=adjoint).params)
+    return jnp.sum(
+        hg.unroll(hg.Run(rule, num_steps=5, adjoint=adjoint), jnp.ones(3), {}, None).params
+    )
 
 
 @pytest.mark.parametrize("adjoint", EXACT, ids=str)
@@ -61,14 +63,12 @@ def test_what_batch_fn_and_adam_close_over(adjoint):
             return jnp.sum((params - batch) ** 2) + hparams["l2"] * jnp.sum(params**2)
 
         out = hg.unroll(
-            hg.adam(loss),
+            hg.Run(
+                hg.adam(loss), num_steps=6, batch_fn=batch_fn, hparams_axes=axes, adjoint=adjoint
+            ),
             jnp.ones(2),
             hparams,
             jnp.arange(6.0).reshape(3, 2),
-            num_steps=6,
-            batch_fn=batch_fn,
-            hparams_axes=axes,
-            adjoint=adjoint,
         )
         return jnp.sum(out.params**2)
 
@@ -100,7 +100,7 @@ def test_implicit_follows_what_its_condition_closes_over():
 
         adjoint = hg.Implicit(hg.Stationary(loss) if condition else None)
         rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
-        out = hg.unroll(rule, jnp.ones(3), 1.0, None, num_steps=100, adjoint=adjoint)
+        out = hg.unroll(hg.Run(rule, num_steps=100, adjoint=adjoint), jnp.ones(3), 1.0, None)
         return jnp.sum(out.params)
 
     for condition in (True, False):
@@ -119,13 +119,15 @@ def test_a_record_that_closes_over_what_is_differentiated_is_refused(adjoint):
             lambda p, h, b, k: scale * jnp.sum(p**2), learning_rate=0.1, momentum=0.5
         )
         out = hg.unroll(
-            rule,
+            hg.Run(
+                rule,
+                num_steps=5,
+                record=lambda state, data: scale * jnp.sum(state.params),
+                adjoint=adjoint,
+            ),
             jnp.ones(2),
             {},
             None,
-            num_steps=5,
-            record=lambda state, data: scale * jnp.sum(state.params),
-            adjoint=adjoint,
         )
         return jnp.sum(out.trace)
 
@@ -145,8 +147,8 @@ def test_closed_over_data_cost_the_way_back_nothing():
 
         rule = hg.heavy_ball(loss, learning_rate=rate, momentum=0.9)
         given = None if is_closed else data
-        run = {"num_steps": 4, "adjoint": hg.Reversible()}
-        return jnp.sum(hg.unroll(rule, jnp.zeros(50), {}, given, **run).params)
+        run = hg.Run(rule, num_steps=4, adjoint=hg.Reversible())
+        return jnp.sum(hg.unroll(run, jnp.zeros(50), {}, given).params)
 
     def temporary_bytes(is_closed):
         lowered = jax.jit(jax.grad(lambda r, d: value(r, d, is_closed))).lower
@@ -175,8 +177,8 @@ def test_a_number_drawn_while_tracing_is_one_number(make_rule):
         rule = make_rule(loss, **settings)
 
         def end(l2):
-            run = {"num_steps": 5, "adjoint": adjoint}
-            return jnp.sum(hg.unroll(rule, jnp.ones(3), {"l2": l2}, None, **run).params)
+            run = hg.Run(rule, num_steps=5, adjoint=adjoint)
+            return jnp.sum(hg.unroll(run, jnp.ones(3), {"l2": l2}, None).params)
 
         return jax.grad(end)(0.5)
 
@@ -199,8 +201,8 @@ def test_numbers_of_python_in_a_batch_stay_numbers():
         return jnp.sum((params * batch["x"].reshape(-1, batch["width"])) ** 2)
 
     rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
-    run = {"num_steps": 3, "batch_fn": batch_fn, "adjoint": hg.Reversible()}
-    out = hg.unroll(rule, jnp.ones(2), {}, jnp.arange(4.0), **run)
+    run = hg.Run(rule, num_steps=3, batch_fn=batch_fn, adjoint=hg.Reversible())
+    out = hg.unroll(run, jnp.ones(2), {}, jnp.arange(4.0))
     assert hg.check(out.info).nonfinite == False  # noqa: E712, a traced flag
 
 
@@ -213,5 +215,5 @@ def test_a_function_changed_between_runs_is_traced_anew():
     rule = hg.sgd(loss, learning_rate=0.25)
     ends = []
     for factor[0] in (1.0, 2.0):
-        ends.append(float(hg.unroll(rule, jnp.float32(1), {}, None, num_steps=1).params))
+        ends.append(float(hg.unroll(hg.Run(rule, num_steps=1), jnp.float32(1), {}, None).params))
     assert ends == [0.5, 0.0]

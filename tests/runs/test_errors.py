@@ -12,6 +12,7 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches, shuffled, with_replacement
+from tests.shared.runs import run_with
 
 ADJOINTS = [hg.Direct(), hg.Checkpointed(), hg.Checkpointed(branching=2), hg.Reversible()]
 HPARAMS = {"learning_rate": 0.1, "momentum": 0.9}
@@ -22,7 +23,7 @@ def loss(params, hparams, batch, key):
     return jnp.sum((params["w"] - batch) ** 2) + params["b"] ** 2
 
 
-def given_with(changes):
+def called(function, changes):
     given = {
         "transition": hg.momentum(loss),
         "params": START,
@@ -30,21 +31,18 @@ def given_with(changes):
         "data": jnp.zeros(3),
         "num_steps": 4,
     } | changes
-    positional = [given.pop(name) for name in ("transition", "params", "hparams", "data")]
-    return positional, given
+    return run_with(function, given.pop("transition"), **given)
 
 
 def unroll(**changes):
-    positional, given = given_with(changes)
-    return hg.unroll(*positional, **given)
+    return called(hg.unroll, changes)
 
 
 def refused(error, match, **changes):
-    """Raised by `unroll` and by `vjp`."""
-    positional, given = given_with(changes)
+    """Raised by `unroll` and by `vjp`, if not by `Run`."""
     for function in (hg.unroll, hg.vjp):
         with pytest.raises(error, match=match):
-            function(*positional, **given)
+            called(function, changes)
 
 
 def test_functions_that_functools_wraps_take_what_they_take_themselves():
@@ -289,8 +287,8 @@ def test_differentiating_the_data_is_refused(adjoint):
         return jnp.sum(unroll(data=data, adjoint=adjoint).params["w"])
 
     def pulled(data):
-        given = {"num_steps": 4, "adjoint": adjoint}
-        return jnp.sum(hg.vjp(hg.momentum(loss), START, HPARAMS, data, **given)[0].params["w"])
+        run = hg.Run(hg.momentum(loss), num_steps=4, adjoint=adjoint)
+        return jnp.sum(hg.vjp(run, START, HPARAMS, data)[0].params["w"])
 
     for function in (end, pulled):
         for transformed in (
@@ -310,14 +308,16 @@ def test_data_are_learned_through_the_hyperparameters():
 
     def end(images, adjoint):
         out = hg.unroll(
-            hg.momentum(distilled_loss),
+            hg.Run(
+                hg.momentum(distilled_loss),
+                num_steps=4,
+                hparams_axes={"learning_rate": None, "momentum": None, "images": None},
+                batch_fn=lambda data, t, key: data[t],
+                adjoint=adjoint,
+            ),
             START,
             HPARAMS | {"images": images},
             jnp.arange(4),
-            num_steps=4,
-            hparams_axes={"learning_rate": None, "momentum": None, "images": None},
-            batch_fn=lambda data, t, key: data[t],
-            adjoint=adjoint,
         )
         return jnp.sum(out.params["w"] ** 2)
 
@@ -334,14 +334,14 @@ def square(params, hparams, batch, key):
 
 def quartic_end(l2, adjoint):
     hparams = {"learning_rate": 0.05, "momentum": 0.9, "l2": l2}
-    settings = {"num_steps": 5, "adjoint": adjoint}
-    return jnp.sum(hg.unroll(hg.momentum(square), jnp.ones(2), hparams, None, **settings).params)
+    run = hg.Run(hg.momentum(square), num_steps=5, adjoint=adjoint)
+    return jnp.sum(hg.unroll(run, jnp.ones(2), hparams, None).params)
 
 
 def pulled_back(l2):
     hparams = {"learning_rate": 0.05, "momentum": 0.9, "l2": l2}
-    settings = {"num_steps": 5, "adjoint": hg.Reversible()}
-    out, pullback = hg.vjp(hg.momentum(square), jnp.ones(2), hparams, None, **settings)
+    run = hg.Run(hg.momentum(square), num_steps=5, adjoint=hg.Reversible())
+    out, pullback = hg.vjp(run, jnp.ones(2), hparams, None)
     return jnp.sum(out.params) + pullback(jnp.ones(2))[0].hparams["l2"]
 
 
@@ -354,12 +354,10 @@ def pulled_back(l2):
         lambda l2: (
             hg.value_and_hypergradient(
                 lambda params, hparams, data: jnp.sum(params),
-                hg.momentum(square),
+                hg.Run(hg.momentum(square), num_steps=5, adjoint=hg.Reversible()),
                 jnp.ones(2),
                 {"learning_rate": 0.05, "momentum": 0.9, "l2": l2},
                 None,
-                num_steps=5,
-                adjoint=hg.Reversible(),
             ).value
         ),
     ],
@@ -381,8 +379,8 @@ def test_a_loss_that_closes_over_what_is_differentiated():
             return l2 * jnp.sum(params**2)
 
         hparams = {"learning_rate": 0.05, "momentum": 0.9}
-        settings = {"num_steps": 5, "adjoint": hg.Reversible()}
-        return jnp.sum(hg.vjp(hg.momentum(loss), jnp.ones(2), hparams, None, **settings)[0].params)
+        run = hg.Run(hg.momentum(loss), num_steps=5, adjoint=hg.Reversible())
+        return jnp.sum(hg.vjp(run, jnp.ones(2), hparams, None)[0].params)
 
     with pytest.raises(ValueError, match=r"no further derivatives.*take jax.grad of hg.unroll"):
         jax.grad(value)(0.1)
@@ -415,7 +413,7 @@ def test_names_of_a_rule_of_ones_own(changes, message, adjoint):
     } | changes
     rule = hg.kick_drift(square, **parts, slots={"velocity": hg.Slot()})
     with pytest.raises(ValueError, match=message):
-        hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=3, adjoint=adjoint)
+        hg.unroll(hg.Run(rule, num_steps=3, adjoint=adjoint), jnp.ones(2), {"l2": 0.1}, None)
 
 
 def test_a_capacity_for_an_unknown_variable():
@@ -472,16 +470,15 @@ def test_pieces_of_a_rule_of_ones_own(changes, message):
 def test_what_a_run_is_made_from(settings, message):
     rule = hg.sgd(square, learning_rate=0.1)
     with pytest.raises(TypeError, match=message):
-        hg.unroll(rule, jnp.ones(2), {"l2": 0.1}, None, num_steps=3, **settings)
+        run_with(hg.unroll, rule, jnp.ones(2), {"l2": 0.1}, None, **{"num_steps": 3} | settings)
 
 
 def test_raw_keys_are_keys():
     hg.unroll(
-        hg.sgd(square, learning_rate=0.1),
+        hg.Run(hg.sgd(square, learning_rate=0.1), num_steps=1),
         jnp.ones(2),
         {"l2": 0.1},
         None,
-        num_steps=1,
         key=jax.random.PRNGKey(0),
     )
 
@@ -489,10 +486,12 @@ def test_raw_keys_are_keys():
 @pytest.mark.parametrize("rate", ["0.1", None, lambda hparams: "0.1"], ids=["text", "none", "read"])
 def test_rates_that_are_no_numbers(rate):
     with pytest.raises(TypeError, match=r"a hyperparameter of the rule is .*; pass a number"):
-        hg.unroll(hg.sgd(square, learning_rate=rate), jnp.ones(2), {"l2": 0.1}, None, num_steps=1)
+        hg.unroll(
+            hg.Run(hg.sgd(square, learning_rate=rate), num_steps=1), jnp.ones(2), {"l2": 0.1}, None
+        )
     rule = hg.momentum(loss, learning_rate=lambda hparams: {"w": "0.1", "b": 0.1}, momentum=0.9)
     with pytest.raises(TypeError, match=r"learning_rate\['w'\] is '0.1'; it must be a number or"):
-        hg.unroll(rule, START, {"l2": 0.1}, jnp.zeros(3), num_steps=1)
+        hg.unroll(hg.Run(rule, num_steps=1), START, {"l2": 0.1}, jnp.zeros(3))
 
 
 def test_a_loss_of_other_arguments():
@@ -510,9 +509,11 @@ def test_a_schedule_that_could_as_well_be_a_value_per_number():
     with pytest.raises(
         ValueError, match=r"\['learning_rate'\] of shape \(20,\) has a row for each of"
     ):
-        hg.unroll(rule, jnp.ones(20), rates, None, num_steps=20)
+        hg.unroll(hg.Run(rule, num_steps=20), jnp.ones(20), rates, None)
     axes = {"learning_rate": None}
-    each = hg.unroll(rule, jnp.ones(20), rates, None, num_steps=20, hparams_axes=axes).params
+    each = hg.unroll(
+        hg.Run(rule, num_steps=20, hparams_axes=axes), jnp.ones(20), rates, None
+    ).params
     np.testing.assert_allclose(each, (1 - 2 * rates["learning_rate"]) ** 20, rtol=1e-5)
 
 
@@ -522,12 +523,11 @@ def test_check_takes_a_hypergradient():
     def found(rate):
         return hg.value_and_hypergradient(
             lambda params, hparams, data: jnp.sum(params),
-            rule,
+            hg.Run(rule, num_steps=3),
             jnp.ones(2),
             {"learning_rate": rate},
             None,
             None,
-            num_steps=3,
         )
 
     fine = found(0.1)
@@ -541,8 +541,8 @@ LEARNED = {"learned": ("learning_rate",), "make_tx": lambda hparams: optax.sgd(0
 
 
 def pulled(params_bar, trace_bar=None):
-    given = {"num_steps": 2, "record": lambda state, data: state.params["w"]}
-    return hg.vjp(RULE, START, HPARAMS, ENDS, **given)[1](params_bar, trace_bar)
+    run = hg.Run(RULE, num_steps=2, record=lambda state, data: state.params["w"])
+    return hg.vjp(run, START, HPARAMS, ENDS)[1](params_bar, trace_bar)
 
 
 def cubes(params):
@@ -574,7 +574,9 @@ def cubes(params):
         ),
         (lambda: hg.check_gradient(cast(Any, None), ENDS), TypeError, "loss is None; pass a func"),
         (
-            lambda: hg.cotangent_norms(cast(Any, 1), RULE, START, HPARAMS, ENDS, num_steps=2),
+            lambda: hg.cotangent_norms(
+                cast(Any, 1), hg.Run(RULE, num_steps=2), START, HPARAMS, ENDS
+            ),
             TypeError,
             "objective is 1, but is called as objective",
         ),
@@ -608,5 +610,5 @@ def test_other_arguments(call, error, message):
 def test_keys_are_data():
     hparams = HPARAMS | {"l2": 0.1}
     data = (ENDS, jax.random.key(0))
-    out = hg.unroll(hg.momentum(square), ENDS, hparams, data, num_steps=2)
+    out = hg.unroll(hg.Run(hg.momentum(square), num_steps=2), ENDS, hparams, data)
     assert out.params.shape == (3,)

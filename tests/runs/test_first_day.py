@@ -13,6 +13,7 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches
+from tests.shared.runs import run_with
 
 HPARAMS = {"learning_rate": 0.1, "momentum": 0.5}
 KEY = jax.random.key(0)
@@ -24,7 +25,7 @@ def square(params, hparams, batch, key):
 
 def run(rule, hparams=HPARAMS, params=None, data=None, num_steps=3, **settings):
     params = jnp.zeros(2) if params is None else params
-    return hg.unroll(rule, params, hparams, data, num_steps=num_steps, **settings)
+    return run_with(hg.unroll, rule, params, hparams, data, num_steps=num_steps, **settings)
 
 
 def quartic(params, hparams, batch, key):
@@ -183,11 +184,10 @@ class TestForgottenKeys:
         with refused(ValueError, "key is None, but the loss draws"):
             hg.value_and_hypergradient(
                 lambda params, hparams, data: jnp.sum(params),
-                hg.momentum(noisy),
+                hg.Run(hg.momentum(noisy), num_steps=2),
                 jnp.zeros(2),
                 HPARAMS,
                 None,
-                num_steps=2,
             )
         with refused(ValueError, "key is None, but the loss draws"):
             hg.fit(hg.momentum(noisy), jnp.zeros(2), HPARAMS, None, num_epochs=1, steps_per_epoch=2)
@@ -461,8 +461,8 @@ class TestOptax:
             return jnp.sum(params**2)
 
         def found(rate, adjoint):
-            hparams, run = {"rate": rate}, {"num_steps": 20, "adjoint": adjoint}
-            return hg.value_and_hypergradient(objective, rule, start, hparams, None, **run)
+            run = hg.Run(rule, num_steps=20, adjoint=adjoint)
+            return hg.value_and_hypergradient(objective, run, start, {"rate": rate}, None)
 
         with jax.enable_x64(True):
             start = jnp.asarray(start, jnp.float64)

@@ -47,7 +47,9 @@ def hypergradient(rule, adjoint, key, start=START, hparams=HPARAMS):
     """Of a number that the end is worth, after 4 steps; JAX compiles one for each setting."""
 
     def worth(hparams):
-        out = hg.unroll(RULES[rule], start, hparams, DATA, num_steps=4, key=key, adjoint=adjoint)
+        out = hg.unroll(
+            hg.Run(RULES[rule], num_steps=4, adjoint=adjoint), start, hparams, DATA, key=key
+        )
         return jnp.sum(out.params["w"] ** 2)
 
     return jax.grad(worth)(hparams)
@@ -111,10 +113,11 @@ def test_without_jit_the_tools_still_compile():
         return jnp.sum(params**2)
 
     rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
-    run = (objective, rule, jnp.zeros(2), {"curvature": jnp.float32(0.7)}, None)
+    run = hg.Run(rule, num_steps=2, adjoint=hg.Reversible())
+    problem = (objective, run, jnp.zeros(2), {"curvature": jnp.float32(0.7)}, None)
     with jax.disable_jit():
-        assert hg.check_hypergradient(*run, num_steps=2, adjoint=hg.Reversible()).is_ok
-        table = hg.compare(*run, num_steps=2, adjoints=[hg.Direct(), hg.Checkpointed()])
+        assert hg.check_hypergradient(*problem).is_ok
+        table = hg.compare(*problem, adjoints=[hg.Direct(), hg.Checkpointed()])
         assert all(row.problem is None for row in table.rows)
         assert np.isfinite(tune_child.tune(num_meta_steps=1).history.value).all()
         assert np.isfinite(fit_quadratic(num_epochs=2).params).all()

@@ -95,12 +95,10 @@ def gradients(make, rule, adjoint):
         rate = 0.1 if rule == "from_optax" else make(rate_b, rate_w)
         hparams = {"learning_rate": rate, "momentum": momentum, "log_l2": log_l2}
         out = hg.unroll(
-            regression.ALL_RULES[rule](in_class(make)),
+            hg.Run(regression.ALL_RULES[rule](in_class(make)), num_steps=5, adjoint=adjoint),
             jax.lax.stop_gradient(make(b, w)) if of_params else make(b, w),
             hparams,
             regression.data(),
-            num_steps=5,
-            adjoint=adjoint,
         )
         end = as_dict(out.params)
         return jnp.sum(end["w"] ** 3) + end["b"]
@@ -164,15 +162,15 @@ def fitted(make):
 def tuned(make):
     """Rates are one per tensor, in the class too."""
     out = hg.tune(
-        *(end_of, hg.momentum(in_class(make)), start_of(make)),
+        end_of,
+        hg.Run(hg.momentum(in_class(make)), num_steps=4, adjoint=hg.Reversible()),
+        start_of(make),
         HPARAMS | {"learning_rate": make(jnp.float32(0.1), jnp.float32(0.05))},
         *(regression.data(), None),
-        num_steps=4,
         num_meta_steps=2,
         optimizer=hg.projected(
             optax.adam(0.01), lambda hparams: jax.tree.map(lambda x: jnp.minimum(x, 0.9), hparams)
         ),
-        adjoint=hg.Reversible(),
         key=KEY,
     )
     return out.hparams, out.history.value
@@ -188,8 +186,8 @@ def shared(make):
 
 def distant(make):
     target = make(b=jnp.float32(1.0), w=jnp.ones(3))
-    args = (hg.momentum(in_class(make)), start_of(make), HPARAMS, regression.data())
-    return hg.distances_to(target, *args, num_steps=4, key=KEY)
+    run = hg.Run(hg.momentum(in_class(make)), num_steps=4)
+    return hg.distances_to(run, start_of(make), HPARAMS, regression.data(), target, key=KEY)
 
 
 def at_rest(make):
@@ -203,16 +201,17 @@ def at_rest(make):
     def value(log_l2):
         hparams = HPARAMS | {"log_l2": log_l2, "momentum": 0.0}
         adjoint = hg.Implicit(hg.FixedPoint(fixed), hg.Neumann(0.5), batches=1)
-        run = {"num_steps": 30, "adjoint": adjoint}
-        out = hg.unroll(hg.momentum(loss), start_of(make), hparams, regression.data(), **run)
+        run = hg.Run(hg.momentum(loss), num_steps=30, adjoint=adjoint)
+        out = hg.unroll(run, start_of(make), hparams, regression.data())
         return end_of(out.params, hparams)
 
     return jax.jit(jax.value_and_grad(value))(jnp.float32(-2.0))
 
 
 def checked(make):
-    args = (hg.momentum(in_class(make)), start_of(make), HPARAMS, regression.data())
-    report = hg.check_hypergradient(end_of, *args, num_steps=3, num_samples=1, key=KEY)
+    run = hg.Run(hg.momentum(in_class(make)), num_steps=3)
+    args = (run, start_of(make), HPARAMS, regression.data())
+    report = hg.check_hypergradient(end_of, *args, num_samples=1, key=KEY)
     report.raise_if_wrong()
     return [entry.gradient for entry in report.entries + report.directions]
 
@@ -246,7 +245,7 @@ def noisy(make):
         hg.clip_by_value(0.5),
     )
     rule = hg.average(hg.sgd(in_class(make), gradient=gradient), decay=0.5)
-    out = hg.unroll(rule, start_of(make), HPARAMS, regression.data(), num_steps=3, key=KEY)
+    out = hg.unroll(hg.Run(rule, num_steps=3), start_of(make), HPARAMS, regression.data(), key=KEY)
     return out.params, out.state.average
 
 
@@ -260,7 +259,7 @@ def online(make):
     )
     data = (regression.data(), regression.data())
     batch_fn = hg.online.paired()
-    out = hg.unroll(rule, start_of(make), HPARAMS, data, num_steps=3, batch_fn=batch_fn)
+    out = hg.unroll(hg.Run(rule, num_steps=3, batch_fn=batch_fn), start_of(make), HPARAMS, data)
     return out.params, out.state.hparams
 
 
@@ -314,7 +313,7 @@ def test_structures_are_compared_and_not_contents():
 def test_a_message_shows_the_shapes_that_a_class_holds(make, text):
     with pytest.raises(ValueError, match="target_params has the shapes " + text):
         hg.distances_to(
+            hg.Run(hg.momentum(in_class(make)), num_steps=1),
+            *(start_of(make), HPARAMS, regression.data()),
             make(b=jnp.float32(1.0), w=jnp.ones(2)),
-            *(hg.momentum(in_class(make)), start_of(make), HPARAMS, regression.data()),
-            num_steps=1,
         )

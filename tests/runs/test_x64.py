@@ -80,6 +80,7 @@ def points_and_derivatives(rule):
     return points, np.stack([central_differences(plain, x, 2e-3) for x in points])
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("rule", "way"), list(ways()))
 def test_every_adjoint_agrees_with_central_differences(rule, way):
     """Every exact adjoint that serves the rule."""
@@ -98,15 +99,17 @@ def test_every_adjoint_agrees_with_central_differences(rule, way):
 def test_reversible_restores_128_bit_numbers():
     hparams, axes = regression.hparams_and_axes("per step")
     out, pullback = hg.vjp(
-        hg.adam(regression.loss, b1=hg.field("momentum")),
+        hg.Run(
+            hg.adam(regression.loss, b1=hg.field("momentum")),
+            num_steps=regression.NUM_STEPS,
+            batch_fn=regression.batch_fn,
+            hparams_axes=axes,
+            adjoint=hg.Reversible(),
+        ),
         regression.start(),
         hparams,
         regression.data(),
-        num_steps=regression.NUM_STEPS,
         key=jnp.asarray(regression.KEY),
-        batch_fn=regression.batch_fn,
-        hparams_axes=axes,
-        adjoint=hg.Reversible(),
     )
     assert bool(hg.check(pullback(out.params)[1]).is_restored)
 
@@ -116,7 +119,7 @@ def test_float32_parameters_stay_float32():
     hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
     for adjoint in regression.ADJOINTS:
         start = jnp.ones(3, jnp.float32)
-        out, pullback = hg.vjp(rule, start, hparams, None, num_steps=5, adjoint=adjoint)
+        out, pullback = hg.vjp(hg.Run(rule, num_steps=5, adjoint=adjoint), start, hparams, None)
         bars, info = pullback(out.params)
         hg.check(info)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((out.params, bars)))
@@ -130,7 +133,7 @@ def test_mixed_precision_keeps_each_dtype():
     hparams = {"learning_rate": jnp.float32(0.1), "momentum": jnp.float32(0.9)}
     ends = []
     for adjoint in regression.ADJOINTS:
-        out, pullback = hg.vjp(rule, start, hparams, None, num_steps=5, adjoint=adjoint)
+        out, pullback = hg.vjp(hg.Run(rule, num_steps=5, adjoint=adjoint), start, hparams, None)
         bars, info = pullback(out.params)
         hg.check(info)
         for tree in (out.params, bars.params):

@@ -44,15 +44,12 @@ def run(rate, key, data, make_rule=lambda: hg.heavy_ball(loss), adjoint=REVERSIB
     hparams = {"learning_rate": rate, "momentum": 0.9, "log_l2": -3.0, "clip": 1.0}
     found = hg.value_and_hypergradient(
         lambda params, hparams, data: loss(params, hparams, data, None),
-        make_rule(),
+        hg.Run(make_rule(), num_steps=NUM_STEPS, batch_fn=minibatches(16), adjoint=adjoint),
         params,
         jax.tree.map(jnp.asarray, hparams),
         data,
         data,
-        num_steps=NUM_STEPS,
         key=key,
-        batch_fn=minibatches(16),
-        adjoint=adjoint,
     )
     bars = {"hparams": found.hparams}
     if found.params is not None:
@@ -167,12 +164,10 @@ def check_outside() -> None:
 
     def value(make_loss, adjoint, rate, key, data):
         out = hg.unroll(
-            hg.heavy_ball(make_loss(loss)),
+            hg.Run(hg.heavy_ball(make_loss(loss)), num_steps=5, adjoint=adjoint),
             {"a": jax.random.normal(key, (4, 4)), "b": jnp.ones(4)},
             {"learning_rate": rate, "momentum": 0.9, "log_l2": -3.0},
             data,
-            num_steps=5,
-            adjoint=adjoint,
         )
         return loss(out.params, {"log_l2": -3.0}, data, None)
 
@@ -209,22 +204,25 @@ def check_tune() -> None:
         lengths: list[int] = []
         out = hg.tune(
             tune_child.objective,
-            hg.sgd(make(tune_child.loss)),
+            hg.Run(
+                hg.sgd(make(tune_child.loss)),
+                num_steps=2,
+                batch_fn=minibatches(4),
+                hparams_axes=tune_child.AXES,
+            ),
             tune_child.init_params,
             tune_child.HPARAMS,
             tune_child.TRAIN,
             tune_child.VALID,
-            num_steps=lambda meta_step: (2, 3, 2)[meta_step],
             num_meta_steps=3,
             optimizer=hg.sign_descent(0.1),
             key=tune_child.KEY,
             num_runs=3,
-            batch_fn=minibatches(4),
-            hparams_axes=tune_child.AXES,
+            lengths=lambda meta_step: (2, 3, 2)[meta_step],
             run_hparams=functools.partial(counted, lengths),
+            **settings,
             fresh_splits=True,
             progress=False,
-            **settings,
         )
         found.append((out.hparams, out.history.value, out.history.norm, out.history.spread))
         # Once for the check before anything runs, and once for the program.

@@ -103,16 +103,18 @@ def objective(rule, adjoint, axes):
 
     def value(params, hparams):
         out = hg.unroll(
-            ALL_RULES[rule](loss),
+            hg.Run(
+                ALL_RULES[rule](loss),
+                num_steps=NUM_STEPS,
+                batch_fn=batch_fn,
+                hparams_axes=axes,
+                record=record,
+                adjoint=adjoint,
+            ),
             params,
             hparams,
             data(),
-            num_steps=NUM_STEPS,
             key=jnp.asarray(KEY),
-            batch_fn=batch_fn,
-            hparams_axes=axes,
-            record=record,
-            adjoint=adjoint,
         )
         weights = jnp.linspace(1.0, 2.0, NUM_STEPS)
         path = jnp.sum(weights * (out.trace["loss"] + out.trace["b"] ** 3))

@@ -9,6 +9,7 @@ import numpy as np
 import hgrad_jax as hg
 from hgrad_jax.adjoints.implicit.implicit import Implicit
 from hgrad_jax.solvers.conjugate_gradient import ConjugateGradient
+from tests.shared.runs import run_and_rest
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(24, 4))
@@ -58,9 +59,9 @@ def given(adjoint: Any = DEFAULT, rule=None, num_steps=NUM_STEPS, **changes):
     start = {"w": jnp.zeros(4)}
     data = tuple(jnp.asarray(x) for x in DATA)
     named = {"params": start, "hparams": {"l2": jnp.asarray(0.1)}, "data": data} | changes
-    settings = {"num_steps": num_steps, "adjoint": adjoint}
-    positional = [rule, *(named.pop(name) for name in ("params", "hparams", "data"))]
-    return positional, settings | named
+    arrays = [named.pop(name) for name in ("params", "hparams", "data")]
+    run, rest = run_and_rest(rule, {"num_steps": num_steps, "adjoint": adjoint} | named)
+    return [run, *arrays], rest
 
 
 def solved(adjoint: Any = DEFAULT, objective=outer, **changes):

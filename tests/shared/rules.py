@@ -148,14 +148,16 @@ def simulate(rule, hparams, num_steps=100, axes=None, params=PARAMS):
     @jax.jit
     def trained(params, hparams):
         return hg.unroll(
-            rule,
+            hg.Run(
+                rule,
+                num_steps=num_steps,
+                batch_fn=batch_fn,
+                hparams_axes=axes,
+                record=lambda state, data: rule.params(state),
+            ),
             params,
             hparams,
             DATA,
-            num_steps=num_steps,
-            batch_fn=batch_fn,
-            hparams_axes=axes,
-            record=lambda state, data: rule.params(state),
         ).trace
 
     return trained(params, hparams)

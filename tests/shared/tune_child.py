@@ -13,6 +13,7 @@ import optax
 
 import hgrad_jax as hg
 from hgrad_jax.data import minibatches
+from tests.shared.runs import run_and_rest
 
 NUM_META_STEPS = 20
 KEY = jax.random.key(0)
@@ -69,14 +70,15 @@ SETTINGS: dict[str, Any] = {
 
 def tune(init=init_params, hparams=HPARAMS, train=TRAIN, valid=VALID, test=None, **settings):
     goal = settings.pop("objective", objective)
-    return hg.tune(goal, RULE, init, hparams, train, valid, test, **(SETTINGS | settings))
+    run, rest = run_and_rest(RULE, SETTINGS | settings)
+    return hg.tune(goal, run, init, hparams, train, valid, test, **rest)
 
 
 def tune_at_length(folder):
     """Returns the Tuned of the run that is killed: everything that it may go on with."""
     return tune(
         test=TEST,
-        num_steps=lambda meta_step: 4 if meta_step < 3 else 6,
+        lengths=lambda meta_step: 4 if meta_step < 3 else 6,
         num_meta_steps=NUM_META_STEPS,
         optimizer=optax.adam(0.1),
         num_runs=2,

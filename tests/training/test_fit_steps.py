@@ -46,16 +46,16 @@ class TestSteps:
         """With dropout, batches drawn by key, a schedule and a constant."""
         hparams = {"learning_rate": jnp.linspace(0.1, 0.01, 12), "momentum": 0.8}
         settings = {
-            "key": KEY,
             "batch_fn": with_replacement(30),
             "hparams_axes": {"learning_rate": 0, "momentum": None},
         }
-        out = fit_digits(rule, hparams, num_epochs=3, steps_per_epoch=4, loss=DROPPED, **settings)
-        want = jax.jit(
-            lambda hparams: hg.unroll(
-                rule, initial(), hparams, digits()[0], num_steps=12, **settings
-            )
-        )(hparams)
+        out = fit_digits(
+            rule, hparams, num_epochs=3, steps_per_epoch=4, loss=DROPPED, key=KEY, **settings
+        )
+        run = hg.Run(rule, num_steps=12, **settings)
+        want = jax.jit(lambda hparams: hg.unroll(run, initial(), hparams, digits()[0], key=KEY))(
+            hparams
+        )
         assert_close(out.params, want.params)
         assert_close(out.state, want.state)
         assert out.reason == "all epochs are done"

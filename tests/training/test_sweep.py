@@ -37,14 +37,16 @@ def train(hparams, key, data):
     """Losses of one run; what all tests sweep, so that it compiles once a shape."""
     params = MODEL.init(key, data.inputs[:1], train=False)["params"]
     out = hg.unroll(
-        hg.heavy_ball(loss),
+        hg.Run(
+            hg.heavy_ball(loss),
+            num_steps=NUM_STEPS,
+            batch_fn=minibatches(10),
+            record=lambda state, data: loss(state.params, None, data, None),
+        ),
         params,
         hparams,
         data,
-        num_steps=NUM_STEPS,
         key=key,
-        batch_fn=minibatches(10),
-        record=lambda state, data: loss(state.params, None, data, None),
     )
     return {"loss": loss(out.params, None, data, None), "path": {"loss": out.trace}}
 
@@ -225,8 +227,9 @@ def run(hparams, key, data, adjoint=hg.Reversible()):
     one, two = jax.random.split(key)
     params = {"a": jax.random.normal(one, (4, 4)), "b": jax.random.normal(two, (4,))}
     found = hg.value_and_hypergradient(
-        lambda params, hparams, data: loss(params, hparams, data, None), hg.momentum(loss),
-        params, hparams, data, data, num_steps=15, key=key, adjoint=adjoint)
+        lambda params, hparams, data: loss(params, hparams, data, None),
+        hg.Run(hg.momentum(loss), num_steps=15, adjoint=adjoint),
+        params, hparams, data, data, key=key)
     return {"value": found.value, "bars": found.hparams, "mismatches": found.info.mismatches}
 
 SETTINGS = hg.grid({"learning_rate": [0.01, 0.03, 0.1], "momentum": [0.6, 0.9]})
@@ -258,6 +261,7 @@ np.testing.assert_array_equal(chunked.results, hg.sweep(sort, scales).results)
 """
 
 
+@pytest.mark.compiled
 def test_hypergradients_are_the_same_one_by_one_and_on_eight_devices(tmp_path):
     """18 runs backwards: on 1 device, on 8 (24 with the padding), and stored, by themselves."""
     path = tmp_path / "results.npz"

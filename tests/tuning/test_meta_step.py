@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import hgrad_jax as hg
+from tests.shared.runs import run_and_rest
 from tests.shared.tune_child import (
     HPARAMS,
     KEY,
@@ -27,14 +28,14 @@ class TestMetaStep:
     def step(**changes):
         hparams, optimizer = {"learning_rate": jnp.float32(0.1)}, hg.sign_descent(0.1)
         settings: Any = {"optimizer": optimizer} | changes
+        rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2))
         return hg.meta_step(
             lambda params, hparams, valid: jnp.sum(params),
-            hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2)),
-            settings.pop("init_params", jnp.ones(2)),
+            hg.Run(rule, num_steps=2),
+            settings.pop("params", jnp.ones(2)),
             hparams,
             settings.pop("opt_state", optimizer.init(hparams)),
             None,
-            num_steps=2,
             **settings,
         )
 
@@ -59,9 +60,9 @@ class TestMetaStep:
             ({"num_runs": 0}, ValueError, "num_runs is 0; it must be a positive int"),
             ({"key": 0}, TypeError, "key is 0, not one PRNG key"),
             (
-                {"init_params": lambda key: float(jax.random.key_data(key)[0]), "key": KEY},
+                {"params": lambda key: float(jax.random.key_data(key)[0]), "key": KEY},
                 TypeError,
-                "init_params asks a traced array for its value",
+                "params asks a traced array for its value",
             ),
         ],
         ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -74,17 +75,12 @@ class TestMetaStep:
         of_loop = ("num_meta_steps", "progress")
         settings: dict[str, Any] = {name: x for name, x in SETTINGS.items() if name not in of_loop}
         optimizer = settings["optimizer"] = optax.adam(0.1)
+        run, rest = run_and_rest(RULE, settings)
 
         def step(hparams):
+            opt_state = optimizer.init(hparams)
             return hg.meta_step(
-                objective,
-                RULE,
-                init_params,
-                hparams,
-                optimizer.init(hparams),
-                TRAIN,
-                VALID,
-                **settings,
+                objective, run, init_params, hparams, opt_state, TRAIN, VALID, **rest
             )
 
         many = jax.tree.map(lambda x: jnp.stack([x, x - 0.5]), HPARAMS)
@@ -99,4 +95,6 @@ class TestMetaStep:
         optimizer = optax.sgd(1.0)
         given = (HPARAMS, optimizer.init(HPARAMS), TRAIN, VALID)
         with pytest.raises(ValueError, match="key is None, but several runs or random"):
-            hg.meta_step(objective, RULE, init_params, *given, num_steps=2, optimizer=optimizer)
+            hg.meta_step(
+                objective, hg.Run(RULE, num_steps=2), init_params, *given, optimizer=optimizer
+            )

@@ -10,6 +10,7 @@ import pytest
 
 import hgrad_jax as hg
 from tests.shared import tune_child
+from tests.shared.runs import run_and_rest
 from tests.shared.tune_child import (
     HPARAMS,
     KEY,
@@ -25,8 +26,9 @@ from tests.shared.tunings import assert_close
 PURE = {name: value for name, value in SETTINGS.items() if name != "progress"}
 
 
-def pure(init=init_params, hparams=HPARAMS, **settings):
-    return hg.meta_steps(objective, RULE, init, hparams, TRAIN, VALID, **(PURE | settings))
+def pure(init=init_params, hparams=HPARAMS, transition=RULE, **settings):
+    run, rest = run_and_rest(transition, PURE | settings)
+    return hg.meta_steps(objective, run, init, hparams, TRAIN, VALID, **rest)
 
 
 def one(tree, *index):
@@ -104,15 +106,13 @@ def test_all_runs_of_all_tunings_are_restored():
         return tune_child.run_hparams(hparams, num_steps) | {"momentum": jnp.float32(0.5)}
 
     def reversible(start):
-        return hg.meta_steps(
-            *(objective, hg.momentum(tune_child.loss), init_params),
-            *(HPARAMS | {"log_rate": HPARAMS["log_rate"] + start}, TRAIN, VALID),
-            **PURE
-            | {
-                "run_hparams": run_hparams,
-                "hparams_axes": tune_child.AXES | {"momentum": None},
-                "adjoint": hg.Reversible(smallest_decay=0.5),
-            },
+        hparams = HPARAMS | {"log_rate": HPARAMS["log_rate"] + start}
+        return pure(
+            hparams=hparams,
+            transition=hg.momentum(tune_child.loss),
+            run_hparams=run_hparams,
+            hparams_axes=tune_child.AXES | {"momentum": None},
+            adjoint=hg.Reversible(smallest_decay=0.5),
         )
 
     found = jax.jit(jax.vmap(reversible))(STARTS[:2])
@@ -142,7 +142,7 @@ def test_it_is_a_run_for_sweep():
         ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),
         ({"key": None}, ValueError, "key is None, but several runs, fresh splits and random"),
         ({"hparams": {}}, ValueError, "hparams is an empty tree; there is nothing to tune"),
-        ({"num_steps": lambda k: 4}, TypeError, "num_steps is a function, but one program has"),
+        ({"num_steps": lambda k: 4}, TypeError, "num_steps is a function, .* lengths="),
         ({"num_steps": 0}, ValueError, "num_steps is 0"),
     ],
 )

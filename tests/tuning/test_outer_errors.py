@@ -76,11 +76,10 @@ class TestSharing:
         with pytest.raises(ValueError, match=message):
             hg.tune(
                 lambda params, hparams, valid: jnp.sum(params["w"]),
-                hg.sgd(penalized, learning_rate=0.1),
+                hg.Run(hg.sgd(penalized, learning_rate=0.1), num_steps=2),
                 PARAMS,
                 {"log_l2": small},
                 None,
-                num_steps=2,
                 num_meta_steps=1,
                 optimizer=optax.sgd(0.1),
                 progress=False,
@@ -175,7 +174,7 @@ class TestOverlap:
     )
     def test_copies_are_found(self, train, valid):
         assert shared_examples(train, valid).tolist() == [[4, 0], [5, 1]]
-        with pytest.raises(ValueError, match=r"valid overlaps train: 2 of its .* 0 and train's 4"):
+        with pytest.raises(ValueError, match=r"outer_data overlaps data: 2 .* 0 and data's 4"):
             tune(train=train, valid=valid)
 
     @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ class TestFolders:
             ({"num_runs": 3}, "num_runs"),
             ({"fresh_splits": True}, "fresh_splits"),
             ({"early_stopping": hg.EarlyStopping("value")}, "early_stopping"),
-            ({"train": tuple(x[:11] for x in TRAIN)}, "train"),
+            ({"train": tuple(x[:11] for x in TRAIN)}, "data"),
         ],
         ids=lambda x: x if isinstance(x, str) else next(iter(x)),
     )
@@ -282,12 +281,11 @@ class TestProjected:
 
         out = hg.tune(
             objective,
-            hg.sgd(one, learning_rate=hg.field("rate")),
+            hg.Run(hg.sgd(one, learning_rate=hg.field("rate")), num_steps=3),
             jnp.zeros(3),
             {"rate": jnp.float32(0.02)},
             TRAIN,
             VALID,
-            num_steps=3,
             num_meta_steps=4,
             optimizer=hg.projected(optax.adam(0.05), bounded),
             progress=False,

@@ -28,7 +28,9 @@ def test_a_window_stops_what_the_loss_closes_over():
             learning_rate=(lambda hparams: rate) if is_closed_over else (lambda hparams: hparams),
             momentum=0.9,
         )
-        out = hg.unroll(rule, jnp.ones(3), rate, None, num_steps=20, adjoint=hg.Truncated(1))
+        out = hg.unroll(
+            hg.Run(rule, num_steps=20, adjoint=hg.Truncated(1)), jnp.ones(3), rate, None
+        )
         return jnp.sum(out.params)
 
     gradients = [jax.grad(end)(0.1, is_closed_over) for is_closed_over in (True, False)]
@@ -36,15 +38,11 @@ def test_a_window_stops_what_the_loss_closes_over():
 
 
 def compared(adjoints, **settings):
+    rule = hg.heavy_ball(squares(1.0), learning_rate=0.1, momentum=0.5)
+    run, start = hg.Run(rule, num_steps=100), jnp.zeros(2)
+    objective = lambda params, hparams, _: jnp.sum(params**2)  # noqa: E731
     return hg.compare(
-        lambda params, hparams, _: jnp.sum(params**2),
-        hg.heavy_ball(squares(1.0), learning_rate=0.1, momentum=0.5),
-        jnp.zeros(2),
-        {"a": jnp.ones(2)},
-        None,
-        num_steps=100,
-        adjoints=adjoints,
-        **settings,
+        objective, run, start, {"a": jnp.ones(2)}, None, adjoints=adjoints, **settings
     )
 
 
@@ -71,11 +69,10 @@ def test_plan_takes_constants_as_long_as_its_short_runs(size, is_bare):
     strengths = jnp.full(size, 0.1)
     found = hg.plan(
         lambda params, hparams, _: jnp.sum(params),
-        hg.sgd(loss, learning_rate=0.1),
+        hg.Run(hg.sgd(loss, learning_rate=0.1), num_steps=100),
         jnp.ones(size),
         strengths if is_bare else {"l2": strengths},
         None,
-        num_steps=100,
         memory=1e9,
         adjoints=(hg.Direct(),),
     )
@@ -95,7 +92,9 @@ def test_unit_vectors_count_in_forward_mode():
     def gradient(memory):
         def end(hparams):
             adjoint = hg.ForwardMode(memory=memory)
-            out = hg.unroll(rule, jnp.float32(0), hparams, None, num_steps=10, adjoint=adjoint)
+            out = hg.unroll(
+                hg.Run(rule, num_steps=10, adjoint=adjoint), jnp.float32(0), hparams, None
+            )
             return out.params
 
         return jax.jit(jax.grad(end))
@@ -200,7 +199,7 @@ class TestNumbersThatWouldBeWrong:
     def test_providers_of_what_does_not_fit(self, make):
         rule = make(self.loss, gradient=lambda loss: lambda p, h, b, k: jnp.ones(1))
         with pytest.raises(ValueError, match=r"the gradient has the shapes \(1,\), but params"):
-            hg.unroll(rule, jnp.ones(3), self.RATE, None, num_steps=2)
+            hg.unroll(hg.Run(rule, num_steps=2), jnp.ones(3), self.RATE, None)
 
     def test_labels_that_are_no_class(self):
         """The gradient too is NaN, compiled or not, so that a training says so."""
@@ -219,7 +218,7 @@ class TestNumbersThatWouldBeWrong:
 
         def second_moment(b2):
             rule = hg.adam(lambda p, h, b, k: jnp.sum(p), learning_rate=1e-3, b2=b2)
-            out = hg.unroll(rule, jnp.zeros(1, jnp.bfloat16), {}, None, num_steps=50)
+            out = hg.unroll(hg.Run(rule, num_steps=50), jnp.zeros(1, jnp.bfloat16), {}, None)
             return out.state.slots["second_moment"]
 
         assert second_moment(0.999) == second_moment(jnp.float32(0.999))
@@ -244,12 +243,12 @@ class TestNumbersThatWouldBeWrong:
         with pytest.raises(ValueError, match=r"\['learning_rate'\] .* would serve as a schedule"):
             hg.tune(
                 lambda params, hparams, valid: self.loss(params, hparams, None, None),
-                hg.sgd(self.loss),
+                hg.Run(hg.sgd(self.loss), num_steps=2),
                 jnp.ones(4),
                 {"learning_rate": jnp.ones(4)},
                 None,
-                num_steps=lambda meta_step: 2 + 2 * (meta_step == 1),
                 num_meta_steps=2,
+                lengths=lambda meta_step: 2 + 2 * (meta_step == 1),
                 optimizer=optax.sgd(0.01),
                 records=hg.Records(tmp_path / "tuning"),
             )
@@ -269,4 +268,4 @@ class TestNumbersThatWouldBeWrong:
 def test_a_jacobian_of_nothing():
     rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2), learning_rate=0.1)
     with pytest.raises(ValueError, match="hparams is an empty tree; there is nothing"):
-        hg.jacobian_of_final_params(rule, jnp.ones(2), {}, None, num_steps=2)
+        hg.jacobian_of_final_params(hg.Run(rule, num_steps=2), jnp.ones(2), {}, None)

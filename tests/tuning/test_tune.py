@@ -39,14 +39,11 @@ def by_hand(num_runs, is_fresh):
         def value(hparams, key):
             key_init, key_run = jax.random.split(key)
             out = hg.unroll(
-                RULE,
+                hg.Run(RULE, num_steps=4, batch_fn=minibatches(5), hparams_axes=AXES),
                 init_params(key_init),
                 run_hparams(hparams, 4),
                 TRAIN,
-                num_steps=4,
                 key=key_run,
-                batch_fn=minibatches(5),
-                hparams_axes=AXES,
             )
             return objective(out.params, hparams, VALID)
 
@@ -105,24 +102,24 @@ class TestTune:
 
         tune(
             run_hparams=counted,
-            num_steps=growing,
+            lengths=growing,
             num_meta_steps=3,
             records=hg.Records(tmp_path, figures_every=None),
         )
         # Once for the check before anything runs, and once for the program.
         assert sorted(lengths) == [2, 2, 3, 3]
         again = tune(
-            num_steps=growing,
+            lengths=growing,
             num_meta_steps=4,
             run_hparams=counted,
             records=hg.Records(tmp_path, figures_every=None),
         )
         assert again.resumed_at == 3
         assert again.history.num_steps.tolist() == [2, 3, 3, 2]
-        assert same_bits(again, tune(num_steps=growing, num_meta_steps=4))
+        assert same_bits(again, tune(lengths=growing, num_meta_steps=4))
         with pytest.raises(hg.CheckpointError, match="differs in num_steps: 3 in meta-step 1"):
             tune(
-                num_steps=lambda k: 2,
+                lengths=lambda k: 2,
                 num_meta_steps=4,
                 run_hparams=counted,
                 records=hg.Records(tmp_path, figures_every=None),
@@ -177,14 +174,12 @@ class TestTune:
 
         out = hg.tune(
             lambda params, hparams, valid: jnp.sum((params - 1.0) ** 2),
-            hg.momentum(plain_loss),
+            hg.Run(hg.momentum(plain_loss), num_steps=5, adjoint=hg.Reversible()),
             jnp.zeros(2),
             {"learning_rate": 0.1, "momentum": 0.9},
             None,
-            num_steps=5,
             num_meta_steps=2,
             optimizer=hg.nonnegative_adam(0.01),
-            adjoint=hg.Reversible(),
             records=hg.Records(tmp_path, figures_every=None),
             progress=True,
         )
@@ -227,20 +222,28 @@ class TestSharedExamples:
         (
             {"valid": tuple(x[5:9] for x in TRAIN)},
             ValueError,
-            "valid overlaps train: 4 of its .* 5",
+            "outer_data overlaps data: 4 of its .* 5",
         ),
-        ({"test": VALID, "metrics": metrics}, ValueError, "test overlaps valid: 6 of its examples"),
-        ({"train": "mnist"}, TypeError, "train is 'mnist'; train must be a pytree of arrays"),
+        (
+            {"test": VALID, "metrics": metrics},
+            ValueError,
+            "test_data overlaps outer_data: 6 of its",
+        ),
+        ({"train": "mnist"}, TypeError, "data is 'mnist'; data must be a pytree of arrays"),
         ({"num_meta_steps": 0}, ValueError, "num_meta_steps is 0; it must be a positive int"),
         ({"num_runs": 1.5}, ValueError, "num_runs is 1.5; it must be a positive int"),
-        ({"num_steps": lambda k: 2 - k}, ValueError, "at least one and at most num_steps = 1"),
-        ({"num_steps": lambda k: 2.0}, TypeError, "num_steps is 2.0; it must be an int"),
+        ({"lengths": lambda k: 2 - (k > 0)}, ValueError, "at least one and at most num_steps = 1"),
+        ({"lengths": lambda k: 2.0}, TypeError, "num_steps is 2.0; it must be an int"),
         ({"key": None}, ValueError, "key is None, but several runs, fresh splits and random"),
         ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),
         ({"on_bad": "skip"}, TypeError, r"on_bad is 'skip'; it must be hg.Stop\(\) or hg.Skip"),
         ({"records": "folder"}, TypeError, r"records is 'folder'; it must be an hg.Records"),
-        ({"test": TEST}, ValueError, "test is given, but metrics is None"),
-        ({"valid": None, "metrics": metrics}, ValueError, "metrics is given, but neither valid"),
+        ({"test": TEST}, ValueError, "test_data is given, but metrics is None"),
+        (
+            {"valid": None, "metrics": metrics},
+            ValueError,
+            "metrics is given, but neither outer",
+        ),
         (
             {"metrics": lambda params, data: jnp.float32(0.5)},
             ValueError,
@@ -248,7 +251,7 @@ class TestSharedExamples:
         ),
         ({"hparams": {}, "run_hparams": None}, ValueError, "hparams is an empty tree"),
         ({"hparams": {"a": 1}}, TypeError, r"hparams\['a'\] has dtype int32"),
-        ({"train": (TRAIN[0], TRAIN[1] * np.nan)}, ValueError, r"train\[1\] has 12 numbers"),
+        ({"train": (TRAIN[0], TRAIN[1] * np.nan)}, ValueError, r"data\[1\] has 12 numbers"),
         ({"fresh_splits": True, "valid": VALID[0]}, ValueError, "fresh_splits is True, but an ex"),
         ({"run_hparams": lambda h: h}, TypeError, r"called as run_hparams\(hparams, num_steps\)"),
         (

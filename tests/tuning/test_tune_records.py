@@ -59,8 +59,8 @@ class TestRecords:
         ("change", "name"),
         [
             ({"hparams": HPARAMS | {"log_l2": jnp.float32(-3.5)}}, "hparams"),
-            ({"train": linear_data(12, 9)}, "train"),
-            ({"valid": linear_data(6, 9)}, "valid"),
+            ({"train": linear_data(12, 9)}, "data"),
+            ({"valid": linear_data(6, 9)}, "outer_data"),
             ({"key": jax.random.key(1)}, "key"),
             ({"fresh_seeds": False}, "fresh_seeds"),
             ({"optimizer": hg.sign_descent(0.2)}, "program"),

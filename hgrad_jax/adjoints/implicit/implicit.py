@@ -117,9 +117,9 @@ class Implicit(Adjoint):
       >>> def loss(params, hparams, batch, key):
       ...     return jnp.sum((params - 3.0) ** 2) + hparams["l2"] * jnp.sum(params**2)
       >>> rule = hg.heavy_ball(loss, learning_rate=0.1, momentum=0.5)
+      >>> run = hg.Run(rule, num_steps=100, adjoint=hg.Implicit())
       >>> def end(l2):
-      ...     settings = {"num_steps": 100, "adjoint": hg.Implicit()}
-      ...     return hg.unroll(rule, jnp.float32(0), {"l2": l2}, None, **settings).params
+      ...     return hg.unroll(run, jnp.float32(0), {"l2": l2}, None).params
 
       The minimum is at 3 / (1 + l2), whose derivative is -3 / (1 + l2)**2:
 
