@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-fuzz test-gpu bench bench_forward bench_sweep study lint types docs clean
+.PHONY: help run test test-slow test-oldest test-newest test-fuzz test-gpu bench bench_forward bench_sweep study lint types docs clean
 .PHONY: penguins drmad_study drmad_study_long forward_gradient_cnn forward_reverse hyper_cleaning
 .PHONY: usps_backprop optimizers
 
@@ -44,6 +44,24 @@ test: $(INSTALLED)  ## Run the tests and the doctests
 
 test-slow: $(INSTALLED)  ## Run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
+
+# A smoke set in an environment of its own; $(1) names it, $(2) says which versions.
+SMOKE := tests/test_run.py tests/test_hypergradient.py tests/test_face.py tests/tools \
+  tests/exact/test_runtime_flags.py tests/training/test_checkpoints.py tests/data
+define smoke
+	rm -rf .cache/$(1) && $(PYTHON) -m venv .cache/$(1)
+	.cache/$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(2)
+	.cache/$(1)/bin/python -m pip list 2>/dev/null | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy) '
+	.cache/$(1)/bin/python -m pytest -q -n $(WORKERS) -m "not slow and not fuzz" \
+	  -W ignore::DeprecationWarning $(SMOKE) $(ARGS)
+endef
+
+test-oldest:  ## Run a smoke set on the oldest versions that are allowed
+	mkdir -p .cache && $(PYTHON) -m tests.oldest_versions > .cache/oldest.txt
+	$(call smoke,oldest,-c .cache/oldest.txt)
+
+test-newest:  ## Run a smoke set on the newest versions that are allowed
+	$(call smoke,newest)
 
 test-fuzz: $(INSTALLED)  ## Call everything public with odd arguments, one at a time
 	$(PY) -m pytest -m fuzz -s tests/fuzz/test_fuzz.py $(ARGS)

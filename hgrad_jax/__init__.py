@@ -23,8 +23,8 @@ from hgrad_jax.check import check as check
 from hgrad_jax.derivatives import hvp as hvp
 from hgrad_jax.derivatives import jacobian_of_final_params as jacobian_of_final_params
 from hgrad_jax.derivatives import mixed_product as mixed_product
+from hgrad_jax.diagnostics.compare import compare as compare
 from hgrad_jax.diagnostics.comparison import Comparison as Comparison
-from hgrad_jax.diagnostics.comparison import compare as compare
 from hgrad_jax.diagnostics.cotangents import cotangent_norms as cotangent_norms
 from hgrad_jax.diagnostics.distances import distances_to as distances_to
 from hgrad_jax.diagnostics.gradient_check import check_gradient as check_gradient

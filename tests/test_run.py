@@ -92,7 +92,7 @@ def test_what_is_no_run(function, wrong, message):
             r"Reversible\(\) needs an update rule that",
         ),
         (
-            lambda: hg.Run(RULE, num_steps=3, batch_fn=lambda data: data),
+            lambda: hg.Run(RULE, num_steps=3, batch_fn=cast(Any, lambda data: data)),
             TypeError,
             r"is called as batch_fn\(data, t, key\)",
         ),

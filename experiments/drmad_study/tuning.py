@@ -17,7 +17,7 @@ from experiments.drmad_study.problem import Start, adjoints, make_model, problem
 from experiments.drmad_study.records import journal
 from experiments.rescaled_mlp import Images
 from hgrad_jax.data import Dataset
-from hgrad_jax.diagnostics.comparison import cosine
+from hgrad_jax.diagnostics.compare import cosine
 from hgrad_jax.hypergradient import Objective
 from hgrad_jax.models import MLP, classification_metrics
 from hgrad_jax.run import trajectory_of

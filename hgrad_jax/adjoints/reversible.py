@@ -20,7 +20,7 @@ from hgrad_jax.runs.adjoint import Adjoint, Pullback, Run, Work
 from hgrad_jax.runs.closures import entered, instantiated, opened, rejoined
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, first_state, hparams_of, steps
 from hgrad_jax.tools.guard import differentiated_once
-from hgrad_jax.tools.trees import Layout, layout
+from hgrad_jax.tools.vectors import Layout, layout
 from hgrad_jax.types import Params, State, Transition
 
 

@@ -20,7 +20,7 @@ from hgrad_jax.diagnostics.differences import (
     second_opinion,
 )
 from hgrad_jax.diagnostics.gradient_report import Entry
-from hgrad_jax.tools.trees import layout, ravel, unravel
+from hgrad_jax.tools.vectors import layout, ravel, unravel
 from hgrad_jax.types import Array
 
 

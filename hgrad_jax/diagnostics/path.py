@@ -12,7 +12,7 @@ from hgrad_jax.inputs.arguments import prng_key
 from hgrad_jax.run import Run, require_run, trajectory_of
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, first_state, inputs
-from hgrad_jax.tools.trees import layout, ravel
+from hgrad_jax.tools.vectors import layout, ravel
 from hgrad_jax.types import Array, Data, Hparams, Params, State
 
 

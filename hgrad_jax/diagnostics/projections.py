@@ -14,7 +14,7 @@ from hgrad_jax.diagnostics.path import path_of, require_count
 from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.run import Run
 from hgrad_jax.show.figures import new_axes
-from hgrad_jax.tools.trees import layout
+from hgrad_jax.tools.vectors import layout
 from hgrad_jax.types import Array, Data, Hparams, Params
 
 

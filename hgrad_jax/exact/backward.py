@@ -19,7 +19,7 @@ from hgrad_jax.exact.stages import stage_view, stages_of
 from hgrad_jax.many.data_parallel import worst_part
 from hgrad_jax.rules.form import PARAMS, KickDriftState
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, all_finite, hparams_of, recorded
-from hgrad_jax.tools.trees import Layout, layout, ravel, unravel, write_into
+from hgrad_jax.tools.vectors import Layout, layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, BackwardInfo
 
 

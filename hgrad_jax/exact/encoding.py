@@ -7,7 +7,7 @@ import numpy as np
 from hgrad_jax.bits import fixed_point
 from hgrad_jax.bits.kinds import Integer, Kind
 from hgrad_jax.rules.form import PARAMS, KickDrift, KickDriftState
-from hgrad_jax.tools.trees import Layout, ravel
+from hgrad_jax.tools.vectors import Layout, ravel
 from hgrad_jax.types import Array, Params
 
 

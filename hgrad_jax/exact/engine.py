@@ -23,7 +23,8 @@ from hgrad_jax.bits.kinds import Integer
 from hgrad_jax.exact.encoding import bounded, encode, kind_of
 from hgrad_jax.exact.stages import Stage
 from hgrad_jax.rules.form import KickDrift
-from hgrad_jax.tools.trees import Layout, ravel, ravel_spread
+from hgrad_jax.tools.prefixes import ravel_spread
+from hgrad_jax.tools.vectors import Layout, ravel
 from hgrad_jax.types import Array, Hparams, Params
 
 

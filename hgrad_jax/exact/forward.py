@@ -21,7 +21,7 @@ from hgrad_jax.runs.trajectory import (
     recorded,
     steps,
 )
-from hgrad_jax.tools.trees import Layout, layout, unravel
+from hgrad_jax.tools.vectors import Layout, layout, unravel
 from hgrad_jax.types import Array, RunInfo
 
 

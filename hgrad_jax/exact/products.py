@@ -26,7 +26,7 @@ from hgrad_jax.exact.engine import gradient_pullback, ignores_first
 from hgrad_jax.rules.form import KickDrift
 from hgrad_jax.rules.gradients import scalar
 from hgrad_jax.tools.foreign_rules import has_foreign_rule
-from hgrad_jax.tools.trees import Layout, ravel, unravel, write_into
+from hgrad_jax.tools.vectors import Layout, ravel, unravel, write_into
 from hgrad_jax.types import Array, Batch, Hparams, Params
 
 BatchAndKey = Callable[[Hparams, Any, Array], tuple[Batch, Array | None]]

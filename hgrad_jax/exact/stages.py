@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.rules.form import PARAMS, KickDrift
-from hgrad_jax.tools.trees import Layout
+from hgrad_jax.tools.vectors import Layout
 from hgrad_jax.types import Array, Hparams, Params
 
 

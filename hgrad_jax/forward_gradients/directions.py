@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.inputs.arguments import take_fields
 from hgrad_jax.tools.dtypes import wide
-from hgrad_jax.tools.trees import layout, unravel
+from hgrad_jax.tools.vectors import layout, unravel
 from hgrad_jax.types import Array, Params
 
 WORD = 32

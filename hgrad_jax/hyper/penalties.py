@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hgrad_jax.inputs.functions import is_array
 from hgrad_jax.runs.validate import floating
 from hgrad_jax.tools.dtypes import common
-from hgrad_jax.tools.trees import spread
+from hgrad_jax.tools.prefixes import spread
 from hgrad_jax.types import Array, Params
 
 

@@ -16,7 +16,7 @@ from hgrad_jax.inputs.functions import require_function
 from hgrad_jax.rules.gradients import scalar
 from hgrad_jax.rules.source import Source, field, read
 from hgrad_jax.runs.validate import floating
-from hgrad_jax.tools.trees import multiply, spread
+from hgrad_jax.tools.prefixes import multiply, spread
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params
 
 

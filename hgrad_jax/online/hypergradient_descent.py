@@ -37,7 +37,7 @@ from hgrad_jax.rules.gradients import GradientProvider, backpropagation, gradien
 from hgrad_jax.rules.optax_bridge import OptaxState
 from hgrad_jax.rules.sgd import sgd
 from hgrad_jax.rules.source import Source, field, read
-from hgrad_jax.tools.trees import spread
+from hgrad_jax.tools.prefixes import spread
 from hgrad_jax.types import Array, Batch, Hparams, Loss, Params, State, Transition
 
 Change = Callable[[Array, Array, Array, Array], Array]

@@ -17,7 +17,7 @@ import optax
 from hgrad_jax.inputs.functions import is_array, is_concrete, require_function
 from hgrad_jax.rules.gradients import scalar
 from hgrad_jax.rules.source import Source, read
-from hgrad_jax.tools.trees import spread
+from hgrad_jax.tools.prefixes import spread
 from hgrad_jax.types import Array, Hparams, Loss, State, Transition
 
 Learned = dict[str, Any]

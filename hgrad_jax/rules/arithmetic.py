@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.tools.dtypes import wide
-from hgrad_jax.tools.trees import spread
+from hgrad_jax.tools.prefixes import spread
 from hgrad_jax.types import Array, Params
 
 

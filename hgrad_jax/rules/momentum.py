@@ -12,7 +12,7 @@ from hgrad_jax.inputs.arguments import taken
 from hgrad_jax.rules.gradients import GradientProvider, backpropagation
 from hgrad_jax.rules.kick_drift import kick_drift
 from hgrad_jax.rules.source import Source, field, read
-from hgrad_jax.tools.trees import multiply
+from hgrad_jax.tools.prefixes import multiply
 from hgrad_jax.types import Loss, Slot, Transition
 
 

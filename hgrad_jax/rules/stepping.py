@@ -13,7 +13,8 @@ from hgrad_jax.rules.gradients import (
     GradientFn,
 )
 from hgrad_jax.tools.dtypes import wide
-from hgrad_jax.tools.trees import is_like, shown, spread
+from hgrad_jax.tools.prefixes import spread
+from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Array, Hparams, Params, Transition, Update
 
 

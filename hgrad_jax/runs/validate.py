@@ -16,7 +16,7 @@ from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.first_step import explain, first_step
 from hgrad_jax.runs.trajectory import Inputs, Trajectory, inputs
 from hgrad_jax.tools.guard import guarded
-from hgrad_jax.tools.trees import where_no_prefix
+from hgrad_jax.tools.prefixes import where_no_prefix
 from hgrad_jax.types import Data, Hparams, Params, Transition
 
 

@@ -23,13 +23,14 @@ from hgrad_jax.runs import validate
 from hgrad_jax.runs.trajectory import Trajectory, inputs
 from hgrad_jax.tools.digest import digest
 from hgrad_jax.training import stopping
-from hgrad_jax.training.checkpoints import Checkpoints, Store
+from hgrad_jax.training.checkpoints import Checkpoints
 from hgrad_jax.training.epoch import EpochHparams, in_epoch, recording, run_epoch, start
 from hgrad_jax.training.folder import last_checkpoint
 from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.run import Fit, Run
 from hgrad_jax.training.stopping import EarlyStopping, Target
+from hgrad_jax.training.store import Store
 from hgrad_jax.types import BatchFn, Data, Hparams, Loss, Params, Transition
 
 Metrics = Callable[..., Mapping[str, Any]]

@@ -11,12 +11,13 @@ from hgrad_jax.check import checkable
 from hgrad_jax.runs.trajectory import Inputs, Trajectory
 from hgrad_jax.show.progress import caption, progress_bar
 from hgrad_jax.training import stopping
-from hgrad_jax.training.checkpoints import Snapshot, Store
 from hgrad_jax.training.epoch import EpochEnd
 from hgrad_jax.training.history import SECONDS, History, Rows
 from hgrad_jax.training.interruption import a_step
 from hgrad_jax.training.measure import Measure, finite_at_start
+from hgrad_jax.training.snapshot import Snapshot
 from hgrad_jax.training.stopping import Best, EarlyStopping, Target
+from hgrad_jax.training.store import Store
 from hgrad_jax.types import Params, RunInfo, State
 
 

@@ -14,10 +14,12 @@ from hgrad_jax.inputs.functions import is_more_better
 from hgrad_jax.many import placement, processes
 from hgrad_jax.show.progress import progress_bar
 from hgrad_jax.tools.files import write_figures
-from hgrad_jax.training.checkpoints import CheckpointError, Snapshot, Store
+from hgrad_jax.training.folder import CheckpointError
 from hgrad_jax.training.interruption import a_step
 from hgrad_jax.training.measure import Measure
+from hgrad_jax.training.snapshot import Snapshot
 from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.training.store import Store
 from hgrad_jax.tuning.checks import VALUE
 from hgrad_jax.tuning.history import Rows
 from hgrad_jax.tuning.line import line_of

@@ -26,11 +26,11 @@ from hgrad_jax.run import Run, require_run
 from hgrad_jax.runs import validate
 from hgrad_jax.tools.digest import digest
 from hgrad_jax.tools.trees import strong
-from hgrad_jax.training.checkpoints import Store
 from hgrad_jax.training.folder import last_checkpoint
 from hgrad_jax.training.interruption import interruptible
 from hgrad_jax.training.measure import Measure, require_metrics
 from hgrad_jax.training.stopping import EarlyStopping
+from hgrad_jax.training.store import Store
 from hgrad_jax.tuning import checks
 from hgrad_jax.tuning.loop import Loop, Tuned
 from hgrad_jax.tuning.meta_step import RunHparams, meta_step

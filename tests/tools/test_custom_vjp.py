@@ -461,7 +461,19 @@ class TestMeasuredRules:
                 found = jax.grad(end)(jnp.float32(1.3), adjoint)
                 np.testing.assert_allclose(found, -0.238, rtol=0.01)
 
-    @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            pytest.param(
+                "Explicit",
+                marks=pytest.mark.skipif(
+                    jax.__version_info__ < (0, 10, 1),
+                    reason="JAX 0.10.0 cannot multiply what is sharded so, in a derivative",
+                ),
+            ),
+            "Auto",
+        ],
+    )
     @pytest.mark.parametrize("function", [jax.nn.relu, jnp.logaddexp], ids=["relu", "logaddexp"])
     def test_where_shardings_are_in_the_types(self, kind, function):
         kinds = (getattr(jax.sharding.AxisType, kind),)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hgrad_jax.tools.trees import layout, ravel, unravel, write_into
+from hgrad_jax.tools.vectors import layout, ravel, unravel, write_into
 
 
 def test_write_into_is_ravel_whatever_is_batched():

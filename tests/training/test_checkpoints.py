@@ -8,7 +8,8 @@ import pytest
 
 import hgrad_jax as hg
 from hgrad_jax.tools.digest import digest
-from hgrad_jax.training.checkpoints import Snapshot, Store
+from hgrad_jax.training.snapshot import Snapshot
+from hgrad_jax.training.store import Store
 
 STATE = {
     "weights": jnp.linspace(-1, 1, 7, dtype=jnp.float32),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import hgrad_jax as hg
 from hgrad_jax.data import Dataset, minibatches, with_replacement
 from hgrad_jax.models import MLP, classification_loss, classification_metrics
-from hgrad_jax.training.checkpoints import HASHES
+from hgrad_jax.training.store import HASHES
 from tests.shared import fit_child
 from tests.shared.fits import (
     HPARAMS,

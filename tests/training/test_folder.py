@@ -60,7 +60,7 @@ class TestLock:
 
     def test_a_store_that_could_not_be_opened_keeps_no_lock(self, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr("hgrad_jax.training.checkpoints._manager", lambda *args: 1 / 0)
+            patch.setattr("hgrad_jax.training.store._manager", lambda *args: 1 / 0)
             with pytest.raises(hg.CheckpointError, match="ZeroDivisionError"):
                 open_store(tmp_path)
         with open_store(tmp_path):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hgrad_jax.inputs.functions import require_function
 from hgrad_jax.rules.gradients import scalar
+from hgrad_jax.runs.traced_once import TracedOnce
 from hgrad_jax.tools.foreign_rules import has_foreign_rule
 from hgrad_jax.tools.trees import is_like, shown
 from hgrad_jax.types import Batch, Hparams, Loss, Params
@@ -163,3 +164,17 @@ def _like(params: Params, value: Any, name: str) -> Params:
             f"like params, of shapes {shown(params)}."
         )
     return value
+
+
+def with_functions(condition: Condition, change: Callable[[Any], Any]) -> Condition:
+    """Returns the condition with its functions changed, where it is a dataclass of such."""
+    if not dataclasses.is_dataclass(condition):
+        return condition
+    values = {field.name: getattr(condition, field.name) for field in dataclasses.fields(condition)}
+    functions = {name: change(value) for name, value in values.items() if callable(value)}
+    return dataclasses.replace(condition, **functions)
+
+
+def bound_to(condition: Condition, closed: Any) -> Condition:
+    """Returns the condition whose functions, where traced once, have what they close over."""
+    return with_functions(condition, lambda x: x.bound(closed) if isinstance(x, TracedOnce) else x)

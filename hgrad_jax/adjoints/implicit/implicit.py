@@ -17,13 +17,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.adjoints.implicit.absence import refuse_absent
-from hgrad_jax.adjoints.implicit.conditions import Condition, Stationary
+from hgrad_jax.adjoints.implicit.conditions import (
+    Condition,
+    Stationary,
+    bound_to,
+    with_functions,
+)
 from hgrad_jax.adjoints.implicit.reading import SymbolicZero, leaves, params_bar, read_at
 from hgrad_jax.adjoints.implicit.rest import require_like_data, rest_of
+from hgrad_jax.adjoints.implicit.settings import require_settings
 from hgrad_jax.adjoints.implicit.solution import ImplicitInfo, bars_of, info_of, solved
 from hgrad_jax.inputs.arguments import take_fields
 from hgrad_jax.runs.adjoint import Adjoint, Pullback, Run, Work
@@ -35,7 +40,6 @@ from hgrad_jax.runs.closures import (
     require_given_batches,
     separate,
 )
-from hgrad_jax.runs.traced_once import TracedOnce
 from hgrad_jax.runs.trajectory import (
     Inputs,
     Trajectory,
@@ -135,29 +139,7 @@ class Implicit(Adjoint):
     stationarity_tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
-        if self.condition is not None and not isinstance(self.condition, Condition):
-            raise TypeError(
-                f"condition is {self.condition!r}; pass Stationary(loss), Root(function), "
-                "FixedPoint(function), or None for the stationary points of the rule's own loss."
-            )
-        if not isinstance(self.solver, LinearSolver):
-            raise TypeError(
-                f"solver is {self.solver!r}; it must be an object such as ConjugateGradient() or "
-                "GMRES()."
-            )
-        is_symmetric = self.condition is None or self.condition.is_symmetric
-        if self.solver.needs_symmetry and not is_symmetric:
-            raise ValueError(
-                f"solver is {self.solver!r}, which needs a symmetric condition, and "
-                f"{type(self.condition).__name__} is not; pass GMRES() or Neumann(step_size), or "
-                "Stationary(loss) if the condition is the gradient of a loss."
-            )
-        is_int = isinstance(self.batches, int | np.integer) and not isinstance(self.batches, bool)
-        if self.batches is not None and (not is_int or self.batches < 1):
-            raise ValueError(
-                f"batches is {self.batches!r}; it must be a positive int, the number of last "
-                "batches that the condition is the mean over, or None for the data whole."
-            )
+        require_settings(self.condition, self.solver, self.batches)
         take_fields(self)
 
     def require(self, transition: Transition) -> None:
@@ -173,7 +155,7 @@ class Implicit(Adjoint):
         """Returns the adjoint with the functions of its condition traced once."""
         if self.condition is None:
             return self
-        return dataclasses.replace(self, condition=_with_functions(self.condition, keep))
+        return dataclasses.replace(self, condition=with_functions(self.condition, keep))
 
     def require_inputs(self, trajectory: Trajectory, params: Params, inputs: Inputs) -> None:
         """Raises a ValueError if batches or the condition do not fit the run."""
@@ -293,19 +275,7 @@ class Implicit(Adjoint):
     def _condition(self, trajectory: Trajectory, inputs: Inputs) -> Condition:
         if self.condition is None:
             return Stationary(trajectory.transition.exact.loss)
-        return _with_functions(
-            self.condition,
-            lambda x: x.bound(inputs.closed) if isinstance(x, TracedOnce) else x,
-        )
-
-
-def _with_functions(condition: Condition, change: Callable[[Any], Any]) -> Condition:
-    """Returns the condition with its functions changed, where it is a dataclass of such."""
-    if not dataclasses.is_dataclass(condition):
-        return condition
-    values = {field.name: getattr(condition, field.name) for field in dataclasses.fields(condition)}
-    functions = {name: change(value) for name, value in values.items() if callable(value)}
-    return dataclasses.replace(condition, **functions)
+        return bound_to(self.condition, inputs.closed)
 
 
 def _differentiated_once(tree: Any) -> Any:
