@@ -14,6 +14,7 @@ import jax
 
 from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.functions import as_int
 from hgrad_jax.runs import validate
 from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.runs.trajectory import Trajectory
@@ -25,7 +26,8 @@ class Run:
     """What a training is: its update rule, its length, its batches, and how it is differentiated.
 
     Another is `dataclasses.replace(run, adjoint=hg.Reversible())`. Runs are compared by their
-    fields and hashable: one may be a static argument of `jit`.
+    fields and hashable: one may be a static argument of `jit`. A rule is equal to itself alone, so
+    build it once, outside of loops.
 
     Attributes:
       transition: the elementary update, such as `hg.momentum(loss)`.
@@ -40,7 +42,8 @@ class Run:
 
     Raises:
       TypeError: a field is not of its kind.
-      ValueError: `num_steps` is not positive, or the rule has no exact map for `Reversible()`.
+      ValueError: `num_steps` is not positive, `hparams_axes` has other leaves than 0 and None, or
+        the rule has no exact map for `Reversible()`.
 
     Example:
       >>> import dataclasses, jax, jax.numpy as jnp, hgrad_jax as hg
@@ -54,7 +57,7 @@ class Run:
     """
 
     # The two that may hold dicts are compared, but not hashed.
-    transition: Transition = dataclasses.field(hash=False)
+    transition: Transition = dataclasses.field(hash=False, repr=False)
     _: dataclasses.KW_ONLY
     num_steps: int
     batch_fn: BatchFn | None = None
@@ -67,7 +70,28 @@ class Run:
         validate.adjoint_serves(self.adjoint, self.transition)
         (num_steps,) = taken(num_steps=self.num_steps)
         object.__setattr__(self, "num_steps", num_steps)
+        # Copied, lest the run change with a dict of the caller's.
+        object.__setattr__(self, "hparams_axes", _axes(self.hparams_axes))
         validate.run_functions(self.batch_fn, self.record)
+
+
+def _axes(axes: Any) -> Any:
+    """Returns the tree in containers of its own.
+
+    Raises:
+      ValueError: a leaf is neither None nor an int.
+    """
+
+    def one(path: Any, axis: Any) -> int | None:
+        found = None if axis is None else as_int(axis)
+        if axis is not None and found is None:
+            raise ValueError(
+                f"hparams_axes has {axis!r} at {jax.tree_util.keystr(path) or 'its root'}; only 0 "
+                "(a schedule) and None (a constant) exist."
+            )
+        return found
+
+    return jax.tree_util.tree_map_with_path(one, axes, is_leaf=lambda x: x is None)
 
 
 def require_run(run: Any) -> None:

@@ -41,7 +41,7 @@ def unroll(
     differentiated in what it closes over, too.
 
     Args:
-      run: what the training is.
+      run: what the training is, a `Run`.
       params: initial parameters, a pytree of floating-point arrays.
       hparams: hyperparameters, a pytree of floating-point arrays; the loss, the rule and the
         initial state may use them.

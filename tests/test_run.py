@@ -131,6 +131,54 @@ def test_it_is_a_static_argument():
     assert traced == [3, 3]
 
 
+def test_it_does_not_change_with_the_dict_that_it_was_made_from():
+    axes: dict[str, Any] = {"learning_rate": 0}
+    rates = {"learning_rate": jnp.array([0.3, 0.02, 0.001])}  # a step each, or a number each
+    rule = hg.heavy_ball(loss, momentum=0.5)
+    train = jax.jit(lambda run: hg.unroll(run, jnp.zeros(3), rates, None).params, static_argnums=0)
+    by_step = hg.Run(rule, num_steps=3, hparams_axes=axes)
+    first = train(by_step)
+    axes["learning_rate"] = None
+    by_number = hg.Run(rule, num_steps=3, hparams_axes=axes)
+    assert by_step != by_number
+    assert jnp.all(train(by_step) == first)
+    assert jnp.all(jnp.diff(first) == 0)
+    assert jnp.all(jnp.diff(train(by_number)) < 0)
+
+
+@pytest.mark.parametrize("axes", [{"rate": False}, {"rate": jnp.zeros(2)}, "rate"])
+def test_axes_of_another_kind(axes):
+    with pytest.raises(ValueError, match=r"hparams_axes has .* at .*; only 0 \(a schedule\)"):
+        hg.Run(RULE, num_steps=3, hparams_axes=axes)
+
+
+@pytest.mark.parametrize("function", [hg.compare, hg.plan, hg.cotangent_norms, hg.unroll])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": lambda key: jnp.ones(2)}, r"params is .*a function; .*: pass params\(key\)"),
+        ({"hparams": {"a": "b"}}, r"hparams\['a'\] is 'b'"),
+        ({"data": "mnist"}, "data is 'mnist'; data must be a pytree of arrays"),
+    ],
+    ids=["params", "hparams", "data"],
+)
+def test_all_refuse_alike_what_are_no_arrays(function, change, message):
+    given = {"run": hg.Run(RULE, num_steps=2), "params": jnp.ones(2), "hparams": {}, "data": None}
+    given |= change
+    names = inspect.signature(function).parameters
+    more = {"objective": lambda p, h, d: jnp.sum(p), "adjoints": [hg.Direct()], "memory": 1e6}
+    given |= {name: value for name, value in more.items() if name in names}
+    with pytest.raises(TypeError, match=message):
+        function(**given)
+
+
+def test_a_run_where_a_rule_is_meant():
+    run: Any = hg.Run(RULE, num_steps=2)
+    assert len(repr(run)) < 200
+    with pytest.raises(TypeError, match=r"transition is Run\(.*\), where an update rule is meant"):
+        hg.fit(run, jnp.ones(2), {}, None, num_epochs=1)
+
+
 def test_one_run_serves_many_seeds():
     def noisy(params, hparams, batch, key):
         return loss(params, hparams, batch, None) + params @ jax.random.normal(key, (2,))

@@ -128,7 +128,13 @@ def meta_step(config: Config, mode: str) -> Callable[..., hg.MetaStep]:
         adjoint=adjoint_of(config, mode),
     )
     optimizer = hg.nonnegative_adam(config.meta_learning_rate)
-    return functools.partial(hg.meta_step, validation_error(model), run, optimizer=optimizer)
+    objective = validation_error(model)
+
+    def step(params: Any, hparams: Any, opt_state: Any, *data: Any) -> hg.MetaStep:
+        settings = {"optimizer": optimizer, "opt_state": opt_state}
+        return hg.meta_step(objective, run, params, hparams, *data, **settings)
+
+    return step
 
 
 def compiled(config: Config, mode: str, args: tuple) -> Program:

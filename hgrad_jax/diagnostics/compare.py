@@ -13,8 +13,10 @@ from hgrad_jax.adjoints.direct import Direct
 from hgrad_jax.check import HypergradientError, check
 from hgrad_jax.diagnostics.comparison import Comparison, Row
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.inputs.arguments import prng_key
 from hgrad_jax.inputs.functions import INT32_END, as_int
 from hgrad_jax.run import Run, require_run
+from hgrad_jax.runs import validate
 from hgrad_jax.runs.adjoint import Adjoint
 from hgrad_jax.show.text_table import name_of
 from hgrad_jax.types import Array, Data, Hparams, Params
@@ -115,7 +117,12 @@ def compare(
 
         return program
 
-    args = (params, hparams, data, outer_data, key)
+    args = (
+        validate.floating(params, "params"),
+        validate.floating(hparams, "hparams"),
+        *validate.arrays(data=data, outer_data=outer_data),
+        prng_key("key", key),
+    )
     # What is wrong with the problem itself is raised here; what an adjoint cannot do, below, noted.
     jax.eval_shape(program_of(Direct()), *args)
     if not jax.tree.leaves(hparams):

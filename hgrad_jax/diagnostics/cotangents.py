@@ -15,6 +15,7 @@ import numpy as np
 from hgrad_jax.check import check
 from hgrad_jax.diagnostics.path import reversible_of
 from hgrad_jax.hypergradient import Objective, value_and_hypergradient
+from hgrad_jax.inputs.arguments import prng_key
 from hgrad_jax.inputs.functions import require_function
 from hgrad_jax.run import Run, is_schedule, require_run
 from hgrad_jax.runs import validate
@@ -120,7 +121,8 @@ def cotangent_norms(
         return found.hparams, found.info
 
     given = (validate.floating(params, "params"), validate.floating(hparams, HPARAMS))
-    bars, info = hypergradient(*given, data, outer_data, key)
+    given += validate.arrays(data=data, outer_data=outer_data)
+    bars, info = hypergradient(*given, prng_key("key", key))
     check(info._replace(is_finite=jnp.ones((), bool)))
     norms = {name: np.asarray(x, np.float64) for name, x in info.norms.items()}
     # The rows of schedules are each one step's own: those visited so far are added up here.

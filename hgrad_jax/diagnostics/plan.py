@@ -21,8 +21,9 @@ from hgrad_jax.adjoints.reversible import Reversible
 from hgrad_jax.adjoints.waypoints import Waypoints
 from hgrad_jax.diagnostics.plan_measure import Problem, estimated_seconds, temp_bytes
 from hgrad_jax.hypergradient import Objective
-from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.arguments import prng_key, taken
 from hgrad_jax.run import Run, require_run
+from hgrad_jax.runs import validate
 from hgrad_jax.runs.adjoint import Adjoint, Work
 from hgrad_jax.show.text_table import aligned, in_bytes, name_of
 from hgrad_jax.types import Array, Data, Hparams, Params, Transition
@@ -151,7 +152,9 @@ def plan(
     require_run(run)
     _require(memory, adjoints, is_timed)
     _require_values((params, hparams, data, outer_data, key))
-    problem = Problem(objective, run, params, hparams, data, outer_data, key)
+    params, hparams = validate.floating(params, "params"), validate.floating(hparams, "hparams")
+    data, outer_data = validate.arrays(data=data, outer_data=outer_data)
+    problem = Problem(objective, run, params, hparams, data, outer_data, prng_key("key", key))
     # What is wrong with the user's own functions is raised here and is no adjoint's fault.
     jax.eval_shape(problem.program(Direct()), *problem.arguments)
     if adjoints is None:

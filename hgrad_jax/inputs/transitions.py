@@ -21,6 +21,10 @@ def require_transition(value: Any) -> None:
             "transition is an optax transformation, which has no loss; make a rule of it: "
             'hg.from_optax(lambda hparams: optax.adam(hparams["learning_rate"]), loss).'
         )
+    if isinstance(getattr(value, "transition", None), Transition):
+        raise TypeError(
+            f"transition is {value!r}, where an update rule is meant; pass run.transition."
+        )
     if not isinstance(value, Transition):
         raise TypeError(
             f"transition is {value!r}; build one with hg.momentum(loss), hg.adam(loss), ..."

@@ -27,6 +27,11 @@ def floating(tree: Any, name: str) -> Any:
       TypeError: a leaf is not floating point; see `leaves`.
       ValueError: there is no leaf.
     """
+    if name == "params" and callable(tree) and len(jax.tree.leaves(tree)) == 1:
+        raise TypeError(
+            f"params is {tree!r}, a function; tune, meta_step and meta_steps call one for each "
+            "run: pass params(key) here."
+        )
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves and name == "params":
         raise ValueError(f"{name} is an empty tree; there is nothing to train.")
@@ -168,6 +173,17 @@ def no_forgotten_schedule(
             "hparams_axes, in the same containers as hparams: 0 for a schedule, None for a "
             "constant."
         )
+
+
+def arrays(**trees: Data) -> tuple[Data, ...]:
+    """Returns the trees in the order given.
+
+    Raises:
+      TypeError: one holds something other than arrays; the message names it.
+    """
+    for name, tree in trees.items():
+        require_arrays(tree, name)
+    return tuple(trees.values())
 
 
 def not_differentiated(data: Data) -> Data:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hgrad_jax.data.examples import validate_finite
 from hgrad_jax.data.overlap import require_disjoint
-from hgrad_jax.inputs.arguments import taken
+from hgrad_jax.inputs.arguments import steps
 from hgrad_jax.inputs.functions import require_function
 from hgrad_jax.run import Run
 from hgrad_jax.runs import validate
@@ -116,7 +116,7 @@ def lengths_of(
     found = [run.num_steps] * num_meta_steps
     if lengths is not None:
         require_function(lengths, "lengths(meta_step)", "a function that returns an int, or None")
-        found = [taken(num_steps=lengths(k))[0] for k in range(num_meta_steps)]
+        found = [steps(f"lengths({k})", lengths(k)) for k in range(num_meta_steps)]
     for length in dict.fromkeys(found):
         require_fit(run, length, hparams, run_hparams)
     return found

@@ -48,11 +48,11 @@ def meta_step(
     run: Run,
     params: Params | Callable[[Array], Params],
     hparams: Hparams,
-    opt_state: Any,
     data: Data,
     outer_data: Data = None,
     *,
     optimizer: optax.GradientTransformation,
+    opt_state: Any,
     key: Array | None = None,
     num_runs: int = 1,
     run_hparams: RunHparams | None = None,
@@ -69,11 +69,11 @@ def meta_step(
       run: as `unroll`; its `hparams_axes` are of the hyperparameters of a run.
       params: initial parameters, or `params(key)`, a function that makes those of a run.
       hparams: what is tuned, a pytree of floating-point arrays.
-      opt_state: `optimizer.init(hparams)`, or the last step's.
       data: as `unroll`.
       outer_data: pytree of arrays for the objective, say the validation set.
       optimizer: any optax transformation; it is given the hyperparameters, and the mean objective
         as `value`.
+      opt_state: `optimizer.init(hparams)`, or the last step's.
       key: PRNG key, which gives each run one for its initial parameters and one for its steps.
       num_runs: R, how many run side by side.
       run_hparams: `run_hparams(hparams, num_steps) -> hparams` of a run, differentiable: expands
@@ -93,7 +93,7 @@ def meta_step(
       >>> hparams, optimizer = {"learning_rate": jnp.float32(0.05)}, hg.sign_descent(0.01)
       >>> step = hg.meta_step(
       ...     lambda params, hparams, _: jnp.sum((params - 3.0) ** 2), hg.Run(rule, num_steps=5),
-      ...     jnp.zeros(2), hparams, optimizer.init(hparams), None, optimizer=optimizer,
+      ...     jnp.zeros(2), hparams, None, optimizer=optimizer, opt_state=optimizer.init(hparams),
       ... )
       >>> print(f"{step.hparams['learning_rate']:.2f} {step.found.value[0]:.3f}")
       0.06 6.276

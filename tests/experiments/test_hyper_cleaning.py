@@ -253,10 +253,10 @@ def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
             *tuning.problem(config, 1, hg.Direct()),
             params,
             weights,
-            optimizer.init(weights),
             data.train,
             data.valid,
             optimizer=optimizer,
+            opt_state=optimizer.init(weights),
             key=jax.random.key(0),
         )
     )()

@@ -98,10 +98,10 @@ def test_the_hypergradients_equal_those_of_stored_training(done):
             *by_storing(config),
             functools.partial(tune_digits.initial_params, model, data.train.inputs),
             hparams,
-            optimizer.init(hparams),
             data.train,
             data.valid,
             optimizer=optimizer,
+            opt_state=optimizer.init(hparams),
             key=key,
             num_runs=config.num_runs,
         )

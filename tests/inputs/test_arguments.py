@@ -143,7 +143,7 @@ def test_numbers_of_steps_that_are_no_numbers(num_steps):
 
 @pytest.mark.parametrize("length", [[1], {}, np.ones(2)])
 def test_lengths_that_are_no_numbers(length):
-    with pytest.raises(TypeError, match=r"num_steps is .*; it must be an int"):
+    with pytest.raises(TypeError, match=r"lengths\(0\) is .*; it must be an int"):
         hg.tune(
             lambda params, hparams, data: jnp.sum(params**2),
             hg.Run(hg.sgd(loss), num_steps=1),

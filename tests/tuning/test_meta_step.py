@@ -27,14 +27,13 @@ class TestMetaStep:
     @staticmethod
     def step(**changes):
         hparams, optimizer = {"learning_rate": jnp.float32(0.1)}, hg.sign_descent(0.1)
-        settings: Any = {"optimizer": optimizer} | changes
+        settings: Any = {"optimizer": optimizer, "opt_state": optimizer.init(hparams)} | changes
         rule = hg.sgd(lambda params, hparams, batch, key: jnp.sum(params**2))
         return hg.meta_step(
             lambda params, hparams, valid: jnp.sum(params),
             hg.Run(rule, num_steps=2),
             settings.pop("params", jnp.ones(2)),
             hparams,
-            settings.pop("opt_state", optimizer.init(hparams)),
             None,
             **settings,
         )
@@ -79,9 +78,8 @@ class TestMetaStep:
 
         def step(hparams):
             opt_state = optimizer.init(hparams)
-            return hg.meta_step(
-                objective, run, init_params, hparams, opt_state, TRAIN, VALID, **rest
-            )
+            arrays = (init_params, hparams, TRAIN, VALID)
+            return hg.meta_step(objective, run, *arrays, opt_state=opt_state, **rest)
 
         many = jax.tree.map(lambda x: jnp.stack([x, x - 0.5]), HPARAMS)
         found = jax.jit(jax.vmap(step))(many)
@@ -93,8 +91,7 @@ class TestMetaStep:
 
     def test_without_a_key(self):
         optimizer = optax.sgd(1.0)
-        given = (HPARAMS, optimizer.init(HPARAMS), TRAIN, VALID)
+        given = {"optimizer": optimizer, "opt_state": optimizer.init(HPARAMS)}
+        run, arrays = hg.Run(RULE, num_steps=2), (init_params, HPARAMS, TRAIN, VALID)
         with pytest.raises(ValueError, match="key is None, but several runs or random"):
-            hg.meta_step(
-                objective, hg.Run(RULE, num_steps=2), init_params, *given, optimizer=optimizer
-            )
+            hg.meta_step(objective, run, *arrays, **given)
