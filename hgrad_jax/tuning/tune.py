@@ -172,8 +172,8 @@ def tune(
         raise TypeError("tune cannot run inside jit, grad or vmap; hg.meta_steps is for that.")
     num_meta_steps = positive_int("num_meta_steps", num_meta_steps)
     num_runs = positive_int("num_runs", num_runs)
-    fresh_seeds, fresh_splits, progress = taken(
-        fresh_seeds=fresh_seeds, fresh_splits=fresh_splits, progress=progress
+    fresh_seeds, fresh_splits, progress, key = taken(
+        fresh_seeds=fresh_seeds, fresh_splits=fresh_splits, progress=progress, key=key
     )
     checks.require_choices(optimizer, on_bad, records)
     require_metrics(metrics, metrics_args)

@@ -234,6 +234,7 @@ class TestSharedExamples:
         ({"num_runs": 1.5}, ValueError, "num_runs is 1.5; it must be a positive int"),
         ({"lengths": lambda k: 2 - (k > 0)}, ValueError, "at least one and at most num_steps = 1"),
         ({"lengths": lambda k: 2.0}, TypeError, r"lengths\(0\) is 2.0; it must be an int"),
+        ({"key": 0}, TypeError, "key is 0, not one PRNG key"),
         ({"key": None}, ValueError, "key is None, but several runs, fresh splits and random"),
         ({"optimizer": 0.1}, TypeError, "optimizer is 0.1; it must be an optax transformation"),
         ({"on_bad": "skip"}, TypeError, r"on_bad is 'skip'; it must be hg.Stop\(\) or hg.Skip"),
