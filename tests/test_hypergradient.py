@@ -163,7 +163,7 @@ def test_errors_of_the_run_come_as_from_unroll():
     with pytest.raises(TypeError, match="adjoint is <class"):
         found(hg.Direct)(START, HPARAMS)
     with pytest.raises(ValueError, match=r"hparams_axes .* is not a tree prefix"):
-        found(hg.Direct(), hparams_axes=("l2",))(START, HPARAMS)
+        found(hg.Direct(), hparams_axes=(0,))(START, HPARAMS)
     with pytest.raises(TypeError, match=r"hparams\['momentum'\] has dtype int32"):
         found(hg.Direct())(START, HPARAMS | {"momentum": jnp.int32(1)})
 

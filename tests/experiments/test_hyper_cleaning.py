@@ -266,6 +266,7 @@ def test_a_hidden_layer_starts_at_random_and_is_tuned_through():
     np.testing.assert_allclose(step.hparams["weights"], 1 - 0.1 * (gradient > 0), atol=1e-3)
 
 
+@pytest.mark.compiled  # in which operation it overflows first
 def test_a_diverging_training_stops_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "adjoints", lambda config: {EXACT: hg.Direct()})
     words = [*SMALL, "--hidden", "3", "--learning-rate", "1e30", "--num-steps", "5"]
