@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from hgrad_jax.inputs.functions import require_arrays, require_function, traced
-from hgrad_jax.run import Run, is_schedule, require_run
+from hgrad_jax.run import Run, require_run, trajectory_of
 from hgrad_jax.runs import validate
-from hgrad_jax.runs.trajectory import all_finite
+from hgrad_jax.runs.trajectory import Trajectory, all_finite, first_state, inputs
 from hgrad_jax.types import (
     Array,
     BackwardInfo,
     Data,
     Hparams,
     Params,
-    Transition,
     Unrolled,
 )
 from hgrad_jax.unroll import vjp
@@ -109,10 +108,10 @@ def value_and_hypergradient(
     )
     require_run(run)
     require_arrays(outer_data, "outer_data")
-    schedules = is_schedule(run, hparams)
+    trajectory = trajectory_of(run, hparams)
     params = validate.floating(params, "params")
     hparams = validate.floating(hparams, "hparams")
-    _require_scalar(objective, run.transition, params, hparams, schedules, outer_data)
+    _require_scalar(objective, trajectory, params, hparams, outer_data)
 
     unrolled, pullback = vjp(run, params, hparams, data, key=key)
     value, pull = jax.vjp(lambda p, h: objective(p, h, outer_data), unrolled.params, hparams)
@@ -125,19 +124,16 @@ def value_and_hypergradient(
 
 def _require_scalar(
     objective: Objective,
-    transition: Transition,
+    trajectory: Trajectory,
     params: Params,
     hparams: Hparams,
-    schedules: tuple[bool, ...],
     outer_data: Data,
 ) -> None:
     """Raises if the objective is not a floating-point scalar, before the training, not after it."""
 
     def before_training(params: Params, hparams: Hparams, outer_data: Data) -> Array:
-        leaves, treedef = jax.tree.flatten(hparams)
-        first = [x[0] if s else x for x, s in zip(leaves, schedules, strict=True)]
-        state = transition.init(params, jax.tree.unflatten(treedef, first))
-        return objective(transition.params(state), hparams, outer_data)
+        state = first_state(trajectory, params, inputs(trajectory, hparams, None, None))
+        return objective(trajectory.transition.params(state), hparams, outer_data)
 
     with traced("objective"):
         value = jax.eval_shape(before_training, params, hparams, outer_data)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hgrad_jax.diagnostics.path import norm
-from hgrad_jax.run import Run, is_schedule, require_run
+from hgrad_jax.run import Run, require_run, trajectory_of
+from hgrad_jax.runs.trajectory import first_state, inputs
 from hgrad_jax.runs.validate import floating
 from hgrad_jax.show.figures import new_axes
 from hgrad_jax.tools.trees import require_like
@@ -82,7 +83,7 @@ def distances_to(
       >>> figure = found.plot()
     """
     require_run(run)
-    schedules = is_schedule(run, hparams)
+    trajectory = trajectory_of(run, hparams)
     params, hparams = floating(params, "params"), floating(hparams, "hparams")
     target_params = floating(target_params, "target_params")
     require_like(target_params, params, "target_params", "params")
@@ -94,9 +95,7 @@ def distances_to(
 
         measuring = dataclasses.replace(run, record=distance)
         out = unroll(measuring, params, hparams, data, key=key)
-        leaves, treedef = jax.tree.flatten(hparams)
-        first = [x[0] if s else x for x, s in zip(leaves, schedules, strict=True)]
-        start = run.transition.init(params, jax.tree.unflatten(treedef, first))
+        start = first_state(trajectory, params, inputs(trajectory, hparams, data, key))
         return jnp.append(distance(start, data), out.trace)
 
     distances = measured(target_params, params, hparams, data, key)

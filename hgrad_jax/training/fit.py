@@ -80,8 +80,8 @@ def fit(
 ) -> Fit:
     """Trains for some epochs, and records how it went.
 
-    The steps are those of `unroll` with `num_steps` the product of epochs and steps, and the same
-    keys. An epoch is compiled once. The state before an epoch is kept until its end, so that a
+    The steps and keys are those of `unroll` with a `Run` of as many steps as all epochs have
+    together. An epoch is compiled once. The state before an epoch is kept until its end, so that a
     training that becomes infinite or NaN still returns the last good one: two states of memory.
 
     Args:
